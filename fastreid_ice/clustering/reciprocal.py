@@ -1,0 +1,202 @@
+"""k-reciprocal encoding of Zhong et al. (CVPR 2017) over sparse rows, in compiled CPU kernels.
+
+Image i becomes a sparse row of weights over its k-reciprocal neighbours. Work and memory are O(N k).
+"""
+
+import numpy as np
+from numba import njit
+from scipy import sparse
+
+from .kernels import REASSOCIATE, dot
+from .parallel import map_rows
+
+
+def half_length(k1: int) -> int:
+    """Entries of a neighbour list that the half-size reciprocal sets are made of: Python's round(k1 / 2) + 1.
+
+    Example:
+        >>> [half_length(k1) for k1 in (30, 25, 20, 1)]
+        [16, 13, 11, 1]
+    """
+    return round(k1 / 2) + 1
+
+
+def encode(features, ranks, similarities, k1, k2) -> sparse.csr_array:
+    """Encode neighbour lists as sparse rows of weights; see :func:`k_reciprocal_encoding`.
+
+    Args:
+        features: (N, D) float32 array, unit rows.
+        ranks: (N, K) int32 array, K = min(k1, N), nearest first.
+        similarities: (N, K) float32 array, their inner products.
+        k1: decides the half length; the full length is K.
+        k2: rows to average.
+
+    Returns:
+        (N, N) csr_array float32, columns sorted within a row.
+    """
+    images, length = ranks.shape
+    full = np.empty((images, length), np.int32)
+    full_sizes = np.empty(images, np.int32)
+    half = np.empty((images, min(half_length(k1), length)), np.int32)
+    half_sizes = np.empty(images, np.int32)
+    map_rows(lambda a, b: _reciprocal_sets(ranks, full, full_sizes, half, half_sizes, a, b), images)
+    weights = _assemble(
+        map_rows(
+            lambda a, b: _expand_rows(features, ranks, similarities, full, full_sizes, half, half_sizes, a, b), images
+        ),
+        images,
+    )
+    if k2 == 1:
+        return weights
+    nearest = np.ascontiguousarray(ranks[:, :k2])
+    indptr, indices, data = weights.indptr, weights.indices, weights.data
+    return _assemble(map_rows(lambda a, b: _average_rows(nearest, indptr, indices, data, a, b), images), images)
+
+
+def _assemble(parts, images):
+    """[(row sizes, columns, values)] in the order of the rows -> csr_array."""
+    sizes = np.concatenate([part[0] for part in parts])
+    indptr = np.zeros(images + 1, np.int64)
+    np.cumsum(sizes, out=indptr[1:])
+    indices = np.concatenate([part[1] for part in parts])
+    values = np.concatenate([part[2] for part in parts])
+    return sparse.csr_array((values, indices, indptr), shape=(images, images))
+
+
+@njit(cache=True, nogil=True)
+def _position(ranks, row, image, length):
+    """Where ``image`` stands among the first ``length`` neighbours of ``row``; -1 if it does not."""
+    found = -1
+    for position in range(length):
+        if ranks[row, position] == image:
+            found = position
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _reciprocal_sets(ranks, full, full_sizes, half, half_sizes, start, stop):
+    """Fill the sets {j in list(i) : i in list(j)} over whole lists and over the first ``half.shape[1]`` entries."""
+    length = ranks.shape[1]
+    for i in range(start, stop):
+        full_size = half_size = 0
+        for rank in range(length):
+            j = ranks[i, rank]
+            position = _position(ranks, j, i, length)
+            if position < 0:
+                continue
+            full[i, full_size] = j
+            full_size += 1
+            if rank < half.shape[1] and position < half.shape[1]:
+                half[i, half_size] = j
+                half_size += 1
+        full_sizes[i] = full_size
+        half_sizes[i] = half_size
+
+
+@njit(cache=True, nogil=True)
+def _expanded_set(i, full, full_sizes, half, half_sizes, stamps, members):
+    """Write the expanded reciprocal set of i to ``members``, sorted; returns its size.
+
+    A member's half set joins when more than 2/3 of it lies in the reciprocal set of i. ``stamps[x]`` is 2i + 1
+    for x in the reciprocal set and 2i for x that joined; it never has to be cleared.
+    """
+    for a in range(full_sizes[i]):
+        members[a] = full[i, a]
+        stamps[full[i, a]] = 2 * i + 1
+    size = full_sizes[i]
+    for a in range(full_sizes[i]):
+        candidate = full[i, a]
+        common = 0
+        for b in range(half_sizes[candidate]):
+            common += stamps[half[candidate, b]] == 2 * i + 1
+        if 3 * common <= 2 * half_sizes[candidate]:
+            continue
+        for b in range(half_sizes[candidate]):
+            x = half[candidate, b]
+            if stamps[x] < 2 * i:
+                stamps[x] = 2 * i
+                members[size] = x
+                size += 1
+    members[:size].sort()
+    return size
+
+
+@njit(cache=True, nogil=True)
+def _grown(array, needed):
+    """The array itself, or a copy with room for ``needed`` entries and more to come."""
+    if needed <= array.shape[0]:
+        return array
+    larger = np.empty(max(needed, array.shape[0] + array.shape[0] // 2), array.dtype)
+    larger[: array.shape[0]] = array
+    return larger
+
+
+@njit(cache=True, nogil=True, fastmath=REASSOCIATE)
+def _soften(similarities):
+    """Softmax of minus the squared Euclidean distance 2 - 2 s, in place."""
+    largest = similarities.max()
+    total = np.float32(0)
+    for a in range(similarities.shape[0]):
+        similarities[a] = np.exp(2 * (similarities[a] - largest))
+        total += similarities[a]
+    similarities /= total
+
+
+@njit(cache=True, nogil=True)
+def _expand_rows(features, ranks, similarities, full, full_sizes, half, half_sizes, start, stop):
+    """Rows start..stop of the weights: (sizes, columns, values)."""
+    length = ranks.shape[1]
+    stamps = np.full(ranks.shape[0], -1, np.int64)
+    members = np.empty(length * (half.shape[1] + 1), np.int32)
+    sizes = np.empty(stop - start, np.int64)
+    columns = np.empty((stop - start) * length * 2, np.int32)
+    values = np.empty(columns.shape[0], np.float32)
+    used = 0
+    for i in range(start, stop):
+        size = _expanded_set(i, full, full_sizes, half, half_sizes, stamps, members)
+        sizes[i - start] = size
+        columns, values = _grown(columns, used + size), _grown(values, used + size)
+        for a in range(size):
+            x = members[a]
+            columns[used + a] = x
+            rank = _position(ranks, i, x, length)
+            if rank >= 0:
+                values[used + a] = similarities[i, rank]
+                continue
+            rank = _position(ranks, x, i, length)
+            values[used + a] = similarities[x, rank] if rank >= 0 else dot(features[i], features[x])
+        if size:
+            _soften(values[used : used + size])
+        used += size
+    return sizes, columns[:used].copy(), values[:used].copy()
+
+
+@njit(cache=True, nogil=True)
+def _average_rows(nearest, indptr, indices, data, start, stop):
+    """Rows start..stop of the query expansion: the mean of the rows of the nearest images."""
+    sums = np.zeros(indptr.shape[0] - 1, np.float32)
+    members = np.empty(1024, np.int32)
+    sizes = np.empty(stop - start, np.int64)
+    columns = np.empty((stop - start) * 64, np.int32)
+    values = np.empty(columns.shape[0], np.float32)
+    used = 0
+    for i in range(start, stop):
+        size = 0
+        for a in range(nearest.shape[1]):
+            j = nearest[i, a]
+            members = _grown(members, size + indptr[j + 1] - indptr[j])
+            for entry in range(indptr[j], indptr[j + 1]):
+                column = indices[entry]
+                if sums[column] == 0:
+                    members[size] = column
+                    size += 1
+                sums[column] += data[entry]
+        members[:size].sort()
+        sizes[i - start] = size
+        columns, values = _grown(columns, used + size), _grown(values, used + size)
+        for a in range(size):
+            columns[used] = members[a]
+            values[used] = sums[members[a]] / nearest.shape[1]
+            sums[members[a]] = 0
+            used += 1
+    return sizes, columns[:used].copy(), values[:used].copy()
