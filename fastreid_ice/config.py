@@ -1,0 +1,102 @@
+"""Every configuration key that ICE adds to fastreid's, with default, meaning, unit or range, and origin.
+
+Defaults are those of the reference code ("ref"), from which the published numbers come; the paper's symbol stands
+beside them. Keys of fastreid that ICE sets differently are in configs/ICE/Base-ICE.yml.
+"""
+
+from __future__ import annotations
+
+from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
+from fastreid.config import CfgNode as CN  # isort: skip
+
+
+def add_ice_config(cfg: CN) -> None:
+    """Add the keys of ICE to a fastreid config, in place. Call it before ``merge_from_file``."""
+    # Seed of every random choice. A run with a seed >= 0 is repeatable on CPU, whatever DATALOADER.NUM_WORKERS is;
+    # with -1 a seed is drawn and logged. fastreid itself always draws one. ref: 1.
+    cfg.SEED = 1
+    _add_model(cfg.MODEL)
+    _add_losses(cfg.MODEL.LOSSES)
+    _add_clustering(cfg)
+    _add_input(cfg.INPUT)
+    _add_schedule(cfg)
+
+
+def _add_model(model: CN) -> None:
+    model.ICE = CN()
+    # Momentum a of the momentum encoder, in [0, 1): m <- a m + (1 - a) online after each step. ref: 0.999.
+    model.ICE.MOMENTUM = 0.999
+    # In how many contiguous chunks of the batch each process normalises: with 4, one GPU sees the batch statistics
+    # of the four GPUs that the published numbers were made on. 0: 4 / number of processes (at least 1).
+    model.ICE.BN_CHUNKS = 0
+    # Permute the batch of the momentum encoder when there is more than one chunk (as MoCo's shuffled BN; ref: yes).
+    model.ICE.SHUFFLE_BN = True
+    # Also run the two passes whose output the reference code never uses: they only move the running statistics
+    # of the BN layers, and cost 40 % of a step. ref: yes; ours leaves them out.
+    model.ICE.UNUSED_PASSES = False
+    # Which encoder evaluates, is clustered with and is exported: "momentum" (ref) or "online".
+    model.ICE.EVAL_ENCODER = "momentum"
+
+
+def _add_losses(losses: CN) -> None:
+    """``MODEL.LOSSES.NAME`` lists the losses that are on; these are their parameters."""
+    losses.AGNOSTIC = CN()
+    losses.AGNOSTIC.TEMPERATURE = 0.5  # tau_a
+    losses.AGNOSTIC.SMOOTHING = 0.1  # label smoothing, in [0, 1). ref: 0.1; the paper's formula has none
+    losses.AGNOSTIC.NORMALIZE_QUERY = False  # ref: the query keeps its length
+    losses.AGNOSTIC.SCALE = 1.0  # weight in the sum of the losses
+
+    losses.CROSS_CAMERA = CN()
+    losses.CROSS_CAMERA.TEMPERATURE = 0.07  # tau_c
+    losses.CROSS_CAMERA.NUM_NEGATIVES = 50  # N_neg: the most similar proxies of other clusters
+    # "dimension": divide each dimension by its norm over all proxies (ref); "proxy": each proxy has length 1.
+    losses.CROSS_CAMERA.PROXY_NORM = "dimension"
+    # With fewer than NUM_NEGATIVES other proxies, count positives a second time in the denominator (ref).
+    losses.CROSS_CAMERA.PAD_WITH_POSITIVES = True
+    losses.CROSS_CAMERA.SCALE = 0.5  # weight of each camera's mean; the cameras are summed
+
+    losses.HARD_INSTANCE = CN()
+    losses.HARD_INSTANCE.TEMPERATURE = 0.1  # tau_h_ins
+    losses.HARD_INSTANCE.SCALE = 1.0
+
+    losses.SOFT_INSTANCE = CN()
+    losses.SOFT_INSTANCE.TEMPERATURE = 0.4  # tau_s_ins
+    losses.SOFT_INSTANCE.SCALE = 10.0  # lambda_s
+
+
+def _add_clustering(cfg: CN) -> None:
+    cfg.CLUSTERING = CN()
+    # "jaccard_dbscan", or "ground_truth": train on the true identities, the upper bound of the paper's tables.
+    cfg.CLUSTERING.METHOD = "jaccard_dbscan"
+    # Cluster before every PERIOD-th epoch, and before the first epoch of every run. ref: 1.
+    cfg.CLUSTERING.PERIOD = 1
+    cfg.CLUSTERING.K1 = 30  # neighbours of the k-reciprocal encoding, the image itself included
+    cfg.CLUSTERING.K2 = 6  # neighbours of the query expansion, the image itself included; 1 switches it off
+    cfg.CLUSTERING.EPS = 0.55  # DBSCAN: largest Jaccard distance, in [0, 1], between two neighbours
+    cfg.CLUSTERING.MIN_SAMPLES = 4  # DBSCAN: neighbours within EPS, itself included, that make a core image
+
+
+def _add_input(inputs: CN) -> None:
+    """The strong view is fastreid's training transform plus blur; random erasing has the law of the reference."""
+    # Gaussian blur of PIL with a radius (pixels) uniform in RADIUS.
+    inputs.BLUR = CN({"ENABLED": False})
+    inputs.BLUR.PROB = 0.5
+    inputs.BLUR.RADIUS = [0.1, 2.0]
+    # Random erasing (INPUT.REA): share of the image's area, and height / width drawn uniformly (torchvision draws
+    # its logarithm uniformly). The colour INPUT.REA.VALUE is in 0..255, before the normalisation in the model.
+    inputs.REA.AREA = [0.02, 0.4]
+    inputs.REA.ASPECT = [0.3, 1 / 0.3]
+
+
+def _add_schedule(cfg: CN) -> None:
+    cfg.SOLVER.ITERS_PER_EPOCH = 400  # steps between two clusterings. ref: 400 (MSMT17 too)
+    # Epochs of linear warm-up from WARMUP_FACTOR to 1, constant within an epoch (ref: 10). fastreid's own
+    # WARMUP_ITERS warms up by step; only one of the two may be set.
+    cfg.SOLVER.WARMUP_EPOCHS = 10
+    # How many of the periodic checkpoints are kept (beside model_best.pth and model_final.pth); 0 keeps all.
+    cfg.SOLVER.CHECKPOINT_KEEP = 1
+    # Evaluate the initial weights too, as epoch 0 of the results.
+    cfg.TEST.EVAL_START = False
+    # Let the training ignore camera ids (camera-agnostic ICE): every image counts as taken by one camera.
+    # Evaluation still needs the test set's camera ids.
+    cfg.DATASETS.USE_CAMERAS = True

@@ -1,0 +1,222 @@
+"""ICE as a fastreid meta-architecture: an online and a momentum encoder, and the losses between their embeddings.
+
+The file follows the method: what a step does (``forward``), the views' passes, then what moves between the steps.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Callable
+
+import torch
+from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
+from fastreid.config import configurable  # isort: skip
+from fastreid.modeling.heads import build_heads
+from fastreid.modeling.losses.utils import concat_all_gather
+from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+from fastreid.modeling.meta_arch.baseline import Baseline
+from fastreid.utils import comm
+from torch import Tensor, nn
+
+from fastreid_ice.modeling.bn_chunks import set_bn_chunks
+from fastreid_ice.modeling.loss_registry import StepFeatures, build_losses
+from fastreid_ice.modeling.memory_bank import MemoryBank
+from fastreid_ice.modeling.pretrained import build_pretrained_backbone
+
+logger = logging.getLogger(__name__)
+
+MOMENTUM_PREFIX = "momentum_encoder."
+ENCODERS = ("momentum", "online")
+VIEWS = ("images", "images_key", "images_weak")
+
+
+class Encoder(nn.Module):
+    """Backbone and head under fastreid's names (``backbone.*``, ``heads.*``)."""
+
+    def __init__(self, backbone: nn.Module, heads: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+        self.heads = heads
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.heads(self.backbone(images))
+
+
+@META_ARCH_REGISTRY.register()
+class ICE(Baseline):
+    """Inter-instance Contrastive Encoding (Chen, Lagadec, Bremond, ICCV 2021, arXiv 2103.16364).
+
+    The online encoder has the names of every fastreid model (``backbone.*``, ``heads.*``), so weights of the zoo load
+    into it. The momentum encoder (``momentum_encoder.*``) starts as its copy, and is saved with it, buffers included.
+
+    In training mode the input is a dict and the output the dict of losses:
+        images: (b, 3, H, W) float, 0..255, first strong view, for the online encoder.
+        images_key: (b, 3, H, W), second strong view, for the momentum encoder.
+        images_weak: (b, 3, H, W), un-augmented view, for the momentum encoder.
+        targets: (b,) int64 pseudo labels; camids: (b,) int64 camera ids, numbered over the whole training set.
+    In evaluation mode it is ``images`` alone (or the tensor itself), and the output the (b, D) embedding.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        heads: nn.Module,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        losses: dict[str, Callable[[StepFeatures, MemoryBank], Tensor]],
+        momentum: float = 0.999,
+        bn_chunks: int = 0,
+        shuffle_bn: bool = True,
+        unused_passes: bool = False,
+        eval_encoder: str = "momentum",
+    ):
+        """See ``MODEL.ICE`` in fastreid_ice/config.py for the meaning of the arguments.
+
+        Raises:
+            ValueError: a momentum outside [0, 1), an unknown encoder, or chunks that cannot be.
+        """
+        super().__init__(backbone=backbone, heads=heads, pixel_mean=pixel_mean, pixel_std=pixel_std)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"MODEL.ICE.MOMENTUM is {momentum}; it must be in [0, 1)")
+        if eval_encoder not in ENCODERS:
+            raise ValueError(f"MODEL.ICE.EVAL_ENCODER is {eval_encoder!r}; choose one of {', '.join(ENCODERS)}")
+        self.loss_functions = losses
+        self.momentum = momentum
+        self.unused_passes = unused_passes
+        self.eval_encoder = eval_encoder
+        chunks = bn_chunks or max(1, 4 // comm.get_world_size())
+        set_bn_chunks(self, chunks)
+        self.shuffles = shuffle_bn and chunks * comm.get_world_size() > 1
+        self._shuffle_generator = torch.Generator()
+        self.momentum_encoder = Encoder(copy.deepcopy(backbone), copy.deepcopy(heads)).requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {
+            "backbone": build_pretrained_backbone(cfg),
+            "heads": build_heads(cfg),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "losses": build_losses(cfg),
+            "momentum": cfg.MODEL.ICE.MOMENTUM,
+            "bn_chunks": cfg.MODEL.ICE.BN_CHUNKS,
+            "shuffle_bn": cfg.MODEL.ICE.SHUFFLE_BN,
+            "unused_passes": cfg.MODEL.ICE.UNUSED_PASSES,
+            "eval_encoder": cfg.MODEL.ICE.EVAL_ENCODER,
+        }
+
+    @property
+    def memory(self) -> MemoryBank:
+        """The memory bank, in the online head."""
+        return self.heads.memory
+
+    def forward(self, batched_inputs):
+        if not self.training:
+            return self.encode(self.preprocess_image(batched_inputs))
+        if (batched_inputs["targets"] < 0).all():
+            return self._move_batch_statistics(batched_inputs)
+        step = self._step_features(batched_inputs)
+        with torch.autocast(step.query.device.type, enabled=False):
+            return {name: loss(step, self.memory) for name, loss in self.loss_functions.items()}
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(b, D) embeddings of normalised images by the encoder that evaluates (MODEL.ICE.EVAL_ENCODER)."""
+        return self.momentum_encoder(images) if self.eval_encoder == "momentum" else self._online(images)
+
+    def preprocess_image(self, batched_inputs, view: str = "images") -> Tensor:
+        """Normalise one view. Not in place as upstream: a batch is passed through the model more than once."""
+        images = batched_inputs[view] if isinstance(batched_inputs, dict) else batched_inputs
+        return (images.to(self.device) - self.pixel_mean) / self.pixel_std
+
+    def _online(self, images: Tensor) -> Tensor:
+        return self.heads(self.backbone(images))
+
+    def _step_features(self, batch) -> StepFeatures:
+        """Run the views through the encoders, in the reference code's order."""
+        if self.memory.is_empty:
+            raise RuntimeError("ICE has no clusters yet: the ClusteringHook fills the memory bank before an epoch")
+        strong, strong_key, weak = (self.preprocess_image(batch, view) for view in VIEWS)
+        query = self._online(strong).float()
+        with torch.no_grad():
+            order = self._permutation(len(strong) * comm.get_world_size())
+            if self.unused_passes:
+                self._online(strong_key)
+                self._momentum(strong, order)
+            keys, weak_keys = self._momentum(strong_key, order), self._momentum(weak, order)
+        labels, camids = batch["targets"].to(self.device), batch["camids"].to(self.device)
+        own = slice(comm.get_rank() * len(strong), (comm.get_rank() + 1) * len(strong))
+        return StepFeatures(
+            query=query,
+            weak_query=weak_keys[own],
+            labels=labels,
+            camids=camids,
+            keys=keys,
+            weak_keys=weak_keys,
+            key_labels=_gather(labels),
+            key_camids=_gather(camids),
+            num_processes=comm.get_world_size(),
+        )
+
+    def _momentum(self, images: Tensor, order: Tensor | None) -> Tensor:
+        """(B, D) momentum embeddings of all processes' images, normalised in chunks of the permuted batch."""
+        if order is None:
+            return _gather(self.momentum_encoder(images).float())
+        own = order.chunk(comm.get_world_size())[comm.get_rank()]
+        permuted = _gather(self.momentum_encoder(_gather(images)[own]).float())
+        features = torch.empty_like(permuted)
+        features[order] = permuted
+        return features
+
+    def _permutation(self, batch_size: int) -> Tensor | None:
+        """The same permutation of the whole batch in every process; None where the order changes nothing."""
+        if not self.shuffles:
+            return None
+        return torch.randperm(batch_size, generator=self._shuffle_generator).to(self.device)
+
+    def seed_shuffle(self, seed: int) -> None:
+        """Start the permutations of an epoch; all processes pass the same seed."""
+        self._shuffle_generator.manual_seed(seed)
+
+    @torch.no_grad()
+    def _move_batch_statistics(self, batch) -> dict:
+        """fastreid's PreciseBN marks its batches with negative targets: move the running statistics, nothing else."""
+        images = self.preprocess_image(batch)
+        self._online(images)
+        self.momentum_encoder(images)
+        return {}
+
+    @torch.no_grad()
+    def update_momentum_encoder(self) -> None:
+        """m <- a m + (1 - a) online, parameters only, in place; the running statistics are the encoder's own."""
+        online = [*self.backbone.parameters(), *self.heads.parameters()]
+        momentum = list(self.momentum_encoder.parameters())
+        torch._foreach_mul_(momentum, self.momentum)
+        torch._foreach_add_(momentum, online, alpha=1 - self.momentum)
+
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """Load weights; those without a momentum encoder (a fastreid zoo file) go into both encoders.
+
+        Raises:
+            ValueError: not one tensor of the file belongs to this model, or all of those have another shape.
+        """
+        state_dict = copy.copy(state_dict)
+        own_names = self.state_dict().keys()
+        if not own_names & state_dict.keys():
+            raise ValueError(
+                "None of the checkpoint's tensors belongs to this model: MODEL.WEIGHTS holds names such as "
+                f"{', '.join(list(state_dict)[:3]) or '(nothing)'}, the model {', '.join(list(own_names)[:3])}. "
+                "Weights of a bare backbone go into MODEL.BACKBONE.PRETRAIN_PATH, with MODEL.BACKBONE.PRETRAIN True."
+            )
+        if not any(name.startswith(MOMENTUM_PREFIX) for name in state_dict):
+            logger.info("The checkpoint has no momentum encoder: it starts as a copy of the online encoder")
+            copies = {MOMENTUM_PREFIX + name: value for name, value in state_dict.items()}
+            state_dict.update({name: value for name, value in copies.items() if name in own_names})
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+def _gather(tensor: Tensor) -> Tensor:
+    """Concatenate the processes' tensors along the first dimension, without gradient."""
+    return concat_all_gather(tensor.contiguous()) if comm.get_world_size() > 1 else tensor
