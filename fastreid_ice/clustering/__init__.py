@@ -2,9 +2,9 @@
 
 from .clusterer import Clusterer, ClusteringResult, cluster_features
 from .config import ClusteringConfig
-from .dbscan import dbscan
 from .features import prepare_features
 from .neighbors import nearest_neighbors
+from .stages import dbscan, jaccard_distances, k_reciprocal_encoding
 
 __all__ = [
     "Clusterer",
@@ -12,6 +12,8 @@ __all__ = [
     "ClusteringResult",
     "cluster_features",
     "dbscan",
+    "jaccard_distances",
+    "k_reciprocal_encoding",
     "nearest_neighbors",
     "prepare_features",
 ]

@@ -6,16 +6,12 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from .config import ClusteringConfig
-from .dbscan import dbscan
 from .features import prepare_features
-from .jaccard import jaccard_rows
 from .neighbors import nearest_neighbors
-from .reciprocal import encode
+from .stages import dbscan, jaccard_distances, k_reciprocal_encoding
 
 logger = logging.getLogger(__name__)
 
@@ -53,16 +49,15 @@ class Clusterer:
         config = self.config
         self._seconds, self._memory = {}, {}
         features = prepare_features(features, names=names)
+        options = config.backend, config.memory_budget_mb
         with self._stage("search"):
-            similarities, ranks = nearest_neighbors(features, config.k1)
+            similarities, ranks = nearest_neighbors(features, config.k1, None, *options)
         with self._stage("reciprocal"):
-            encoding = encode(
-                features.numpy(), ranks.numpy().astype(np.int32), similarities.numpy(), config.k1, config.k2
-            )
+            encoding = k_reciprocal_encoding(features, ranks, similarities, config.k1, config.k2, *options)
         with self._stage("jaccard"):
-            graph = jaccard_rows(encoding, config.eps)
+            graph = jaccard_distances(encoding, config.eps, config.memory_budget_mb)
         with self._stage("dbscan"):
-            labels = torch.from_numpy(dbscan(graph, config.min_samples))
+            labels = dbscan(graph, config.min_samples).cpu()
         return ClusteringResult(
             labels, int(labels.max()) + 1, int((labels < 0).sum()), self._seconds, self._memory, None
         )

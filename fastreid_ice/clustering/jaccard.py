@@ -44,18 +44,15 @@ def jaccard_rows(encoding: sparse.csr_array, eps: float) -> sparse.csr_array:
 
 
 def _symmetric(upper):
-    """Mirror an upper triangle with its diagonal; sorts the columns."""
-    lower = upper.T.tocsr()  # columns sorted, as every conversion leaves them
-    upper = lower.T.tocsr()
+    """Mirror an upper triangle with sorted columns, its diagonal kept."""
     images = upper.shape[0]
-    sizes = np.diff(upper.indptr) + np.diff(lower.indptr)
-    diagonal = np.zeros(images, np.int64)
-    diagonal[upper.indices[upper.indptr[:-1]] == np.arange(images)] = 1
     indptr = np.zeros(images + 1, np.int64)
-    np.cumsum(sizes - diagonal, out=indptr[1:])
+    row = np.repeat(np.arange(images), np.diff(upper.indptr))
+    mirrored = np.bincount(upper.indices[upper.indices != row], minlength=images)
+    np.cumsum(np.diff(upper.indptr) + mirrored, out=indptr[1:])
     indices = np.empty(indptr[-1], np.int32)
     values = np.empty(indptr[-1], np.float32)
-    _mirror(lower.indptr, lower.indices, lower.data, upper.indptr, upper.indices, upper.data, indptr, indices, values)
+    _mirror(upper.indptr, upper.indices, upper.data, indptr[:-1].copy(), indices, values)
     return sparse.csr_array((values, indices, indptr), shape=upper.shape)
 
 
@@ -81,27 +78,31 @@ def _overlaps(indptr, indices, data, column_indptr, column_indices, column_data,
                     touched += 1
                 sums[j] += min(weight, column_data[other])
         columns, values = _grown(columns, used + touched), _grown(values, used + touched)
-        before = used
+        size = 0
         for a in range(touched):
-            j = members[a]
-            if sums[j] >= threshold:
-                columns[used] = j
-                values[used] = sums[j]
-                used += 1
-            sums[j] = 0
-        sizes[i - start] = used - before
+            if sums[members[a]] >= threshold:
+                columns[used + size] = members[a]
+                size += 1
+        columns[used : used + size].sort()
+        for a in range(used, used + size):
+            values[a] = sums[columns[a]]
+        for a in range(touched):
+            sums[members[a]] = 0
+        sizes[i - start] = size
+        used += size
     return sizes, columns[:used].copy(), values[:used].copy()
 
 
 @njit(cache=True, nogil=True)
-def _mirror(low_indptr, low_indices, low_data, up_indptr, up_indices, up_data, indptr, indices, values):
-    """Write each row's part left of the diagonal, then the rest."""
-    for i in range(indptr.shape[0] - 1):
-        used = indptr[i]
-        for entry in range(low_indptr[i], low_indptr[i + 1]):
-            if low_indices[entry] != i:
-                indices[used], values[used] = low_indices[entry], low_data[entry]
-                used += 1
-        for entry in range(up_indptr[i], up_indptr[i + 1]):
-            indices[used], values[used] = up_indices[entry], up_data[entry]
-            used += 1
+def _mirror(indptr, indices, data, free, mirrored_indices, mirrored_data):
+    """Write each entry (i, j) to rows i and j; ``free`` holds the next free place of each row."""
+    for i in range(free.shape[0]):
+        for entry in range(indptr[i], indptr[i + 1]):
+            j = indices[entry]
+            mirrored_indices[free[i]] = j
+            mirrored_data[free[i]] = data[entry]
+            free[i] += 1
+            if j != i:
+                mirrored_indices[free[j]] = i
+                mirrored_data[free[j]] = data[entry]
+                free[j] += 1

@@ -1,4 +1,4 @@
-"""Inner products in one fixed order, shared by the compiled stages."""
+"""Inner products in one fixed order and on one grid, shared by the stages that must agree on ties."""
 
 import numpy as np
 from numba import njit
@@ -6,11 +6,15 @@ from numba import njit
 # Sums may be reordered (that is what makes them vector code) but NaN and infinities keep their meaning.
 REASSOCIATE = {"reassoc", "contract", "nsz"}
 
+# Similarities are summed in float64 and ranked as multiples of 2^-32: far above the rounding of the sum, so that
+# mathematically equal ones are equal whatever the order of summation, and far below float32's own resolution.
+GRID = 2.0**32
+
 
 @njit(cache=True, nogil=True, fastmath=REASSOCIATE)
 def dot(a, b):
-    """Inner product of two float32 vectors, summed in float64 and rounded once: equal pairs, equal bits."""
+    """Inner product of two float32 vectors, summed in float64."""
     total = 0.0
     for d in range(a.shape[0]):
         total += np.float64(a[d]) * np.float64(b[d])
-    return np.float32(total)
+    return total

@@ -1,30 +1,7 @@
-"""DBSCAN on a sparse graph of the distances within eps."""
+"""DBSCAN on a sparse graph, in a compiled CPU kernel; see :func:`fastreid_ice.clustering.dbscan`."""
 
 import numpy as np
 from numba import njit
-from scipy import sparse
-
-
-def dbscan(graph: sparse.csr_array, min_samples: int = 4) -> np.ndarray:
-    """Cluster a symmetric graph that holds every pair within eps, and every image's distance to itself.
-
-    A core image has at least ``min_samples`` neighbours, itself included. Core images that are neighbours
-    share a cluster; clusters are numbered by their first core image; another image joins the lowest-numbered
-    cluster among its core neighbours, as in the sequential algorithm of Ester et al. (KDD 1996).
-
-    Args:
-        graph: (N, N) csr_array, symmetric; only the stored positions matter, not the values.
-        min_samples: neighbours that make an image a core image.
-
-    Returns:
-        (N,) int64 labels, -1 = outlier.
-
-    Example:
-        >>> pairs = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]])
-        >>> dbscan(sparse.csr_array(pairs), min_samples=3).tolist()
-        [0, 0, 0, -1]
-    """
-    return _label(graph.indptr, graph.indices, min_samples)
 
 
 @njit(cache=True, nogil=True)
@@ -36,7 +13,8 @@ def _root(parents, image):
 
 
 @njit(cache=True, nogil=True)
-def _label(indptr, indices, min_samples):
+def label_graph(indptr, indices, min_samples):
+    """Labels (N,) int64 of a symmetric CSR graph with its diagonal; -1 = outlier."""
     images = indptr.shape[0] - 1
     core = indptr[1:] - indptr[:-1] >= min_samples
     parents = np.arange(images)
