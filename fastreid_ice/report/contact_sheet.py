@@ -1,0 +1,215 @@
+"""A picture of the clusters found: one row of thumbnails per cluster."""
+
+from __future__ import annotations
+
+import colorsys
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from fastreid_ice.report.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+OUTLIER = -1
+
+# Sizes in pixels.
+THUMBNAIL = (64, 128)
+FRAME = 4
+GAP = 6
+LEFT = 132  # of the column with the rows' captions
+HEADER = 64
+ROW = THUMBNAIL[1] + 2 * FRAME + GAP
+COLUMN = THUMBNAIL[0] + 2 * FRAME + GAP
+
+PAPER, INK, FAINT, WRONG = (255, 255, 255), (32, 34, 40), (120, 124, 132), (214, 30, 40)
+UNKNOWN_FRAME = (176, 180, 188)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Images of one cluster, or of the outliers, in the order in which they are shown."""
+
+    label: int
+    indices: np.ndarray
+    majority: int | None  # true identity of most members, when known
+
+
+def contact_sheet(
+    image_paths: Sequence[str | os.PathLike],
+    labels: Sequence[int],
+    true_ids: Sequence[int] | None = None,
+    camids: Sequence[int] | None = None,
+    *,
+    out_path: str | os.PathLike,
+    max_clusters: int = 12,
+    per_cluster: int = 8,
+) -> Path:
+    """Draw the largest clusters, one row each, and the outliers in a last row.
+
+    Where true identities are known, the colour of a frame stands for the identity, and members who are not of their
+    cluster's majority wear a red cross in the corner. A row shows its cluster in proportion: evenly spaced over the
+    members, sorted by identity (majority first) and camera, so that its mistakes are not hidden behind the first few.
+
+    Args:
+        image_paths: N files.
+        labels: N pseudo labels; -1 is an outlier.
+        true_ids: N identities, or None when they are unknown.
+        camids: N camera numbers, shown as they are, or None.
+        out_path: file to write; its ending chooses the format.
+        max_clusters: number of rows for clusters. Equally large clusters come in the order of their labels.
+        per_cluster: number of thumbnails in a row.
+
+    Returns:
+        ``out_path``.
+
+    Raises:
+        ValueError: lengths differ, or there is nothing to draw.
+        FileNotFoundError: an image to be shown is missing.
+    """
+    _check_lengths(image_paths, labels=labels, true_ids=true_ids, camids=camids)
+    if max_clusters < 1 or per_cluster < 1:
+        raise ValueError(f"max_clusters ({max_clusters}) and per_cluster ({per_cluster}) must be at least 1.")
+    labels = np.asarray(labels)
+    identities = None if true_ids is None else np.asarray(true_ids)
+    cameras = None if camids is None else np.asarray(camids)
+    rows = _choose_rows(labels, identities, cameras, max_clusters, per_cluster)
+    sheet = Image.new("RGB", (LEFT + per_cluster * COLUMN + GAP, HEADER + len(rows) * ROW + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    _draw_header(draw, labels, identities, rows)
+    for number, row in enumerate(rows):
+        top = HEADER + number * ROW
+        _draw_caption(draw, top, row, labels, identities)
+        for column, index in enumerate(row.indices):
+            corner = (LEFT + column * COLUMN, top)
+            identity = None if identities is None else int(identities[index])
+            camera = None if cameras is None else int(cameras[index])
+            _draw_thumbnail(sheet, draw, corner, Path(image_paths[index]), identity, camera, row.majority)
+    path = write_atomically(out_path, lambda temporary: sheet.save(temporary))
+    logger.info("Wrote a contact sheet of %d of %d clusters to %s", *_shown(rows, labels), path)
+    return path
+
+
+def identity_colour(identity: int) -> tuple[int, int, int]:
+    """A colour for the frame of an identity; neighbouring numbers get colours far apart."""
+    hue = identity * 0.61803398875 % 1.0  # the golden ratio spreads any run of numbers evenly
+    value = (0.92, 0.62, 0.78)[identity % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, value)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _check_lengths(image_paths: Sequence, **others: Sequence | None) -> None:
+    if len(image_paths) == 0:
+        raise ValueError("There are no images to draw: image_paths is empty.")
+    for name, values in others.items():
+        if values is not None and len(values) != len(image_paths):
+            raise ValueError(f"{name} has {len(values)} entries, but there are {len(image_paths)} image_paths.")
+
+
+def _shown(rows: list[_Row], labels: np.ndarray) -> tuple[int, int]:
+    return sum(row.label != OUTLIER for row in rows), len(set(labels.tolist()) - {OUTLIER})
+
+
+def _choose_rows(
+    labels: np.ndarray,
+    identities: np.ndarray | None,
+    cameras: np.ndarray | None,
+    max_clusters: int,
+    per_cluster: int,
+) -> list[_Row]:
+    sizes = Counter(labels[labels != OUTLIER].tolist())
+    chosen = sorted(sizes, key=lambda label: (-sizes[label], label))[:max_clusters]
+    if (labels == OUTLIER).any():
+        chosen.append(OUTLIER)
+    rows = []
+    for label in chosen:
+        members = np.flatnonzero(labels == label)
+        majority = _majority(identities[members]) if identities is not None and label != OUTLIER else None
+        members = _in_order(members, majority, identities, cameras)
+        picks = np.linspace(0, len(members) - 1, min(per_cluster, len(members))).round().astype(int)
+        rows.append(_Row(label, members[picks], majority))
+    return rows
+
+
+def _majority(identities: np.ndarray) -> int:
+    """The most frequent identity; the smallest number among equally frequent ones."""
+    values, counts = np.unique(identities, return_counts=True)
+    return int(values[counts.argmax()])
+
+
+def _in_order(
+    members: np.ndarray, majority: int | None, identities: np.ndarray | None, cameras: np.ndarray | None
+) -> np.ndarray:
+    """Majority first, then by identity and camera, so far as these are known."""
+    keys = [members]
+    if cameras is not None:
+        keys.append(cameras[members])
+    if identities is not None:
+        keys += [identities[members], identities[members] != majority]
+    return members[np.lexsort(keys)]
+
+
+def _draw_header(
+    draw: ImageDraw.ImageDraw, labels: np.ndarray, identities: np.ndarray | None, rows: list[_Row]
+) -> None:
+    shown, clusters = _shown(rows, labels)
+    outliers = int((labels == OUTLIER).sum())
+    first = f"{clusters} clusters, {outliers} outliers, {len(labels)} images"
+    second = f"{shown} largest clusters" if shown < clusters else "all clusters"
+    if identities is not None:
+        first += f"; {len(set(identities.tolist()))} true identities"
+        second += "; frame colour = true identity; red cross = not the cluster's majority"
+    draw.text((GAP, 8), first, fill=INK, font=ImageFont.load_default(19))
+    draw.text((GAP, 36), second, fill=FAINT, font=ImageFont.load_default(13))
+
+
+def _draw_caption(
+    draw: ImageDraw.ImageDraw, top: int, row: _Row, labels: np.ndarray, identities: np.ndarray | None
+) -> None:
+    members = labels == row.label
+    title = "outliers" if row.label == OUTLIER else f"cluster {row.label}"
+    lines = [f"{int(members.sum())} images"]
+    if row.majority is not None:
+        lines.append(f"{len(set(identities[members].tolist()))} identities")
+        lines.append(f"{(identities[members] == row.majority).mean():.0%} pure")
+    draw.text((GAP, top + 8), title, fill=INK, font=ImageFont.load_default(17))
+    for number, line in enumerate(lines):
+        draw.text((GAP, top + 34 + 19 * number), line, fill=FAINT, font=ImageFont.load_default(14))
+
+
+def _draw_thumbnail(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    path: Path,
+    identity: int | None,
+    camera: int | None,
+    majority: int | None,
+) -> None:
+    left, top = corner
+    right, bottom = left + THUMBNAIL[0] + 2 * FRAME - 1, top + THUMBNAIL[1] + 2 * FRAME - 1
+    colour = UNKNOWN_FRAME if identity is None else identity_colour(identity)
+    draw.rectangle([left, top, right, bottom], fill=colour)
+    with Image.open(path) as image:
+        sheet.paste(image.convert("RGB").resize(THUMBNAIL, Image.Resampling.BICUBIC), (left + FRAME, top + FRAME))
+    if camera is not None:
+        _draw_tag(draw, left + FRAME, bottom - FRAME, f"c{camera}")
+    if majority is not None and identity != majority:
+        box = [right - FRAME - 17, top + FRAME, right - FRAME, top + FRAME + 17]
+        draw.rectangle(box, fill=PAPER)
+        for start, end in (((4, 4), (14, 14)), ((14, 4), (4, 14))):
+            line = [(box[0] + start[0], box[1] + start[1]), (box[0] + end[0], box[1] + end[1])]
+            draw.line(line, fill=WRONG, width=4)
+
+
+def _draw_tag(draw: ImageDraw.ImageDraw, left: int, bottom: int, text: str) -> None:
+    font = ImageFont.load_default(12)
+    width = int(draw.textlength(text, font=font)) + 6
+    draw.rectangle([left, bottom - 15, left + width, bottom], fill=INK)
+    draw.text((left + 3, bottom - 15), text, fill=PAPER, font=font)

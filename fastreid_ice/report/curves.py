@@ -1,0 +1,118 @@
+"""Curves of a training run, epoch by epoch."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fastreid_ice.report.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+# Panel: title, unit of the vertical axis, and (key of a record, name in the legend).
+PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
+    ("Retrieval", "%", (("mAP", "mAP"), ("Rank-1", "Rank-1"))),
+    ("Clusters", "count", (("clusters", "clusters"), ("outliers", "outliers"))),
+    ("Agreement with true identities", "", (("nmi", "NMI"), ("ari", "ARI"))),
+    (
+        "Losses",
+        "",
+        (
+            ("loss_agnostic", "agnostic"),
+            ("loss_cross_camera", "cross-camera"),
+            ("loss_hard_instance", "hard instance"),
+            ("loss_soft_instance", "soft instance"),
+        ),
+    ),
+)
+COLOURS = ("#2563a8", "#d9772b", "#3a8f5c", "#8a4f9e")  # told apart by the colour-blind, and in print
+
+
+def training_curves(
+    records: Sequence[Mapping[str, float]],
+    out_path: str | os.PathLike,
+    *,
+    true_identities: int | None = None,
+    title: str | None = None,
+) -> Path:
+    """Draw accuracy, clusters, agreement with the truth, and losses against the epoch.
+
+    Args:
+        records: one mapping per epoch with ``epoch`` and any of the keys in ``PANELS``, in any order. A key that
+            is missing in some epochs leaves the line unbroken between the others; one that is missing in all leaves
+            the line out. mAP and Rank-1 in percent.
+        out_path: file to write; its ending chooses the format.
+        true_identities: drawn as a dashed line beside the clusters.
+        title: drawn above the panels.
+
+    Returns:
+        ``out_path``.
+
+    Raises:
+        ValueError: no records, or one without ``epoch``.
+    """
+    if len(records) == 0:
+        raise ValueError("There are no records to draw: records is empty.")
+    for record in records:
+        if "epoch" not in record:
+            raise ValueError(f"A record has the keys {sorted(record)}, but needs 'epoch' as well.")
+    figure = build_figure(records, true_identities, title)
+    path = write_atomically(out_path, lambda temporary: figure.savefig(temporary, dpi=130, facecolor="white"))
+    logger.info("Wrote the curves of %d epochs to %s", len(records), path)
+    return path
+
+
+def build_figure(
+    records: Sequence[Mapping[str, float]], true_identities: int | None = None, title: str | None = None
+) -> Figure:
+    """The figure of :func:`training_curves`, without pyplot and its global state."""
+    figure = Figure(figsize=(9.0, 5.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title, fontsize=12)
+    for axes, (name, unit, lines) in zip(figure.subplots(2, 2).flat, PANELS):
+        _style(axes, name, unit)
+        for (key, label), colour in zip(lines, COLOURS):
+            epochs, values = _series(records, key)
+            if epochs:
+                axes.plot(epochs, values, color=colour, label=label, linewidth=1.8, marker="o", markersize=3.5)
+        if name == "Clusters" and true_identities is not None:
+            axes.axhline(true_identities, color="#555555", linestyle="--", linewidth=1.2, label="true identities")
+        _finish(axes)
+    return figure
+
+
+def _series(records: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:
+    """Epochs and finite values of a key, in the order of the epochs."""
+    points = sorted((r["epoch"], float(r[key])) for r in records if r.get(key) is not None)
+    points = [(epoch, value) for epoch, value in points if math.isfinite(value)]
+    return [epoch for epoch, _ in points], [value for _, value in points]
+
+
+def _style(axes: Axes, name: str, unit: str) -> None:
+    axes.set_title(name, fontsize=11, loc="left")
+    axes.set_xlabel("epoch", fontsize=9)
+    axes.set_ylabel(unit, fontsize=9)
+    axes.tick_params(labelsize=9)
+    axes.grid(color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _finish(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, framealpha=0.6, edgecolor="none", loc="best")
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    else:
+        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", color="#888888")
+        axes.set_xticks([])
+        axes.set_yticks([])
