@@ -82,7 +82,7 @@ def render_synthetic_reid(
         train_images: fewest and most training images of an identity in a camera, both inclusive.
         gallery_images: fewest and most gallery images of an identity in a camera, both inclusive.
         distractors: gallery images of people who are nobody's answer (identity 0000).
-        difficulty: how far apart the cameras are; the default setting when left out.
+        difficulty: how far apart the cameras are; ``SceneDifficulty()`` when left out.
 
     Returns:
         ``root`` as a path.

@@ -1,0 +1,86 @@
+"""The views of an image: fastreid's transforms, with the blur and the random erasing of the reference added."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
+from fastreid.data.transforms import ToTensor, build_transforms  # isort: skip
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torchvision import transforms as T
+
+
+def _uniform(low: float, high: float) -> float:
+    return low + (high - low) * torch.rand(()).item()
+
+
+class GaussianBlur:
+    """Blur a PIL image with a radius drawn uniformly from ``radius`` (pixels)."""
+
+    def __init__(self, radius: tuple[float, float]):
+        self.radius = radius
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(_uniform(*self.radius)))
+
+
+class RandomErasing:
+    """Fill a random rectangle of a (3, H, W) image with one colour (Zhong et al., AAAI 2020).
+
+    The aspect ratio is drawn uniformly, as in the authors' and the reference code; torchvision's class draws its
+    logarithm. After 100 rectangles that do not fit the image stays as it is.
+
+    Args:
+        prob: probability that anything is erased.
+        area: smallest and largest share of the image's area.
+        aspect: smallest and largest height / width.
+        value: three numbers in the range of the image.
+    """
+
+    def __init__(self, prob: float, area: tuple[float, float], aspect: tuple[float, float], value):
+        self.prob = prob
+        self.area = area
+        self.aspect = aspect
+        self.value = torch.tensor(value, dtype=torch.float32)[:, None, None]
+
+    def __call__(self, image: Tensor) -> Tensor:
+        if torch.rand(()).item() >= self.prob:
+            return image
+        height, width = image.shape[1:]
+        for _ in range(100):
+            area = _uniform(*self.area) * height * width
+            aspect = _uniform(*self.aspect)
+            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if h < height and w < width:
+                top = int(torch.randint(height - h + 1, ()))
+                left = int(torch.randint(width - w + 1, ()))
+                image[:, top : top + h, left : left + w] = self.value
+                return image
+        return image
+
+
+def build_strong_view(cfg) -> T.Compose:
+    """fastreid's training transform (every INPUT key keeps its meaning), with INPUT.BLUR, and INPUT.REA as above.
+
+    Returns:
+        PIL image -> (3, H, W) float32, 0..255, of INPUT.SIZE_TRAIN.
+    """
+    steps = []
+    for step in build_transforms(cfg, is_train=True).transforms:
+        if isinstance(step, ToTensor) and cfg.INPUT.BLUR.ENABLED:
+            steps.append(T.RandomApply([GaussianBlur(cfg.INPUT.BLUR.RADIUS)], p=cfg.INPUT.BLUR.PROB))
+        if isinstance(step, T.RandomErasing):
+            node = cfg.INPUT.REA
+            step = RandomErasing(node.PROB, node.AREA, node.ASPECT, node.VALUE)
+        steps.append(step)
+    return T.Compose(steps)
+
+
+def build_weak_view(cfg) -> T.Compose:
+    """fastreid's test transform at the size of training: resize only."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.INPUT.SIZE_TEST = cfg.INPUT.SIZE_TRAIN
+    return build_transforms(cfg, is_train=False)

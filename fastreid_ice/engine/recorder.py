@@ -1,0 +1,83 @@
+"""One row per epoch: clusters, losses, scores. Written as results.json, which tables and curves are made from."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from fastreid_ice import compat
+from fastreid.engine.train_loop import HookBase  # isort: skip
+from tabulate import tabulate
+
+from fastreid_ice.engine.hooks import RunState
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = ("mAP", "Rank-1", "Rank-5", "Rank-10")
+
+
+class EpochRecorder(HookBase):
+    """Write ``<OUTPUT_DIR>/results.json`` after each epoch and log the best and the last scores at the end.
+
+    The file holds a list of objects, one per epoch: ``epoch`` (0 = before training, n = after n epochs), the
+    evaluation's scores in percent, the mean of each loss over the epoch, the clustering's scalars, and whether it is
+    the ``best``. A resumed run goes on with the rows before its first epoch. Runs in the main process only, last.
+    """
+
+    def __init__(self, output_dir: str, state: RunState):
+        self._path = Path(output_dir) / "results.json"
+        self._state = state
+        self.records: list[dict] = []
+        self._seen: dict[str, int] = {}  # iteration of the last value of each scalar
+
+    def before_train(self):
+        if self.trainer.start_epoch > 0 and self._path.is_file():
+            rows = json.loads(self._path.read_text())
+            self.records = [row for row in rows if row["epoch"] <= self.trainer.start_epoch]
+        scores = self._scalars()
+        if scores:
+            self.records.append({"epoch": 0, **scores})
+            self._write()
+
+    def after_epoch(self):
+        storage = self.trainer.storage
+        losses = {
+            name: history.avg(self.trainer.iters_per_epoch)
+            for name, history in storage.histories().items()
+            if "loss" in name
+        }
+        self.records.append({"epoch": self.trainer.epoch + 1, **self._scalars(), **losses})
+        self._write()
+
+    def after_train(self):
+        if self.trainer.iter == self.trainer.max_iter:
+            logger.info("Best and last epoch:\n%s", self.table())
+
+    def _scalars(self) -> dict[str, float]:
+        """Scalars of this epoch that are neither losses nor timers: scores and clustering."""
+        skipped = ("loss", "time", "eta_seconds", "lr")
+        scalars = {}
+        for name, (value, iteration) in self.trainer.storage.latest().items():
+            is_new = self._seen.get(name) != iteration
+            self._seen[name] = iteration
+            if is_new and not any(word in name for word in skipped):
+                scalars[name.removeprefix("clustering/")] = value
+        return scalars
+
+    def _write(self) -> None:
+        for row in self.records:
+            row["best"] = row["epoch"] == self._state.best_epoch + 1 and self._state.best_epoch >= 0
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with compat.replacing(self._path) as temporary:
+            temporary.write_text(json.dumps(self.records, indent=1) + "\n")
+
+    def table(self) -> str:
+        """Start (if evaluated), best and last epoch with their scores."""
+        best = [row for row in self.records if row.get("best")]
+        chosen = [("start", row) for row in self.records if row["epoch"] == 0]
+        chosen += [("best", row) for row in best] + [("last", self.records[-1])]
+        names = [name for name in self.records[-1] if name.rsplit("/", 1)[-1] in _SHOWN]
+        names.sort(key=lambda name: _SHOWN.index(name.rsplit("/", 1)[-1]))
+        rows = [[which, row["epoch"], *(row.get(name) for name in names)] for which, row in chosen]
+        return tabulate(rows, headers=["", "epoch", *names], floatfmt=".1f", tablefmt="pipe")

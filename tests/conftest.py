@@ -1,0 +1,61 @@
+"""Shared by all tests: where the data lie, a small config, a small rendered dataset."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# fastreid reads this when fastreid.data is imported, so it is set before any test imports it.
+os.environ["FASTREID_DATASETS"] = tempfile.mkdtemp(prefix="fastreid_ice_tests_")
+
+import numpy as np
+import pytest
+import torch
+
+DATA = Path(__file__).parent / "data"
+ROOT = Path(__file__).parent.parent
+
+
+def load_numbers(*names: str) -> dict:
+    """Arrays of tests/data/<name>.npz as tensors, single numbers as floats."""
+    numbers = {}
+    for name in names:
+        with np.load(DATA / f"{name}.npz") as file:
+            numbers.update({k: torch.from_numpy(file[k]) if file[k].ndim else file[k].item() for k in file})
+    return numbers
+
+
+def ice_config(**overrides):
+    """configs/ICE/demo.yml on the CPU, shrunk to seconds, with overrides such as ``SOLVER__MAX_EPOCH=1``."""
+    from fastreid.config import get_cfg
+
+    from fastreid_ice.config import add_ice_config
+
+    cfg = get_cfg()
+    add_ice_config(cfg)
+    cfg.merge_from_file(str(ROOT / "configs" / "ICE" / "demo.yml"))
+    small = {
+        "MODEL__DEVICE": "cpu",
+        "DATASETS__NAMES": ("TinyReID",),
+        "DATASETS__TESTS": ("TinyReID",),
+        "DATALOADER__NUM_WORKERS": 0,
+        "SOLVER__IMS_PER_BATCH": 8,
+        "DATALOADER__NUM_INSTANCE": 4,
+        "SOLVER__MAX_EPOCH": 2,
+        "SOLVER__ITERS_PER_EPOCH": 3,
+        "CLUSTERING__K1": 8,
+        "CLUSTERING__EPS": 0.7,
+        "CLUSTERING__MIN_SAMPLES": 2,
+    }
+    small.update(overrides)
+    for key, value in small.items():
+        cfg.merge_from_list([key.replace("__", "."), value])
+    return cfg
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset():
+    """Register the dataset ``TinyReID`` (8 + 4 identities, 3 cameras) and render it; returns its folder."""
+    from tests.tiny import TinyReID
+
+    TinyReID(root=os.environ["FASTREID_DATASETS"])
+    return Path(os.environ["FASTREID_DATASETS"]) / TinyReID.dataset_dir

@@ -1,0 +1,62 @@
+"""The losses over explicit pairs, in Python floats: slow, and meant to be read beside the formulas."""
+
+import math
+
+
+def _dot(a, b):
+    return sum(x * y for x, y in zip(a.tolist(), b.tolist()))
+
+
+def _cosine(a, b):
+    return _dot(a, b) / math.sqrt(_dot(a, a) * _dot(b, b))
+
+
+def naive_agnostic(query, labels, centroids, temperature, smoothing):
+    total = 0.0
+    for q, y in zip(query, labels.tolist()):
+        logits = [_dot(q, c) / temperature for c in centroids]
+        log_sum = math.log(sum(math.exp(v) for v in logits))
+        log_probabilities = [v - log_sum for v in logits]
+        uniform = sum(log_probabilities) / len(logits)
+        total -= (1 - smoothing) * log_probabilities[y] + smoothing * uniform
+    return total / len(query)
+
+
+def naive_cross_camera(query, labels, camids, proxies, proxy_labels, temperature, num_negatives, proxy_norm, pad):
+    axis = {"dimension": 0, "proxy": 1}[proxy_norm]
+    proxies = proxies / proxies.square().sum(dim=axis, keepdim=True).sqrt()
+    per_camera = {}
+    for q, y, camera in zip(query, labels.tolist(), camids.tolist()):
+        length = math.sqrt(_dot(q, q))
+        logits = [_dot(q, p) / length / temperature for p in proxies]
+        own = [i for i, label in enumerate(proxy_labels.tolist()) if label == y]
+        others = sorted((i for i in range(len(logits)) if i not in own), key=lambda i: -logits[i])[:num_negatives]
+        if pad:
+            others += sorted(own, reverse=True)[: num_negatives - len(others)]
+        log_sum = math.log(sum(math.exp(logits[i]) for i in own + others))
+        per_camera.setdefault(camera, []).append(-sum(logits[i] - log_sum for i in own) / len(own))
+    return sum(sum(losses) / len(losses) for losses in per_camera.values())
+
+
+def naive_hard_instance(query, keys, labels, temperature):
+    total = 0.0
+    for q, y in zip(query, labels.tolist()):
+        cosines = [_cosine(q, k) for k in keys]
+        positive = min(c for c, label in zip(cosines, labels.tolist()) if label == y)
+        negatives = [c for c, label in zip(cosines, labels.tolist()) if label != y]
+        denominator = sum(math.exp(c / temperature) for c in [positive, *negatives])
+        total -= math.log(math.exp(positive / temperature) / denominator)
+    return total / len(query)
+
+
+def naive_soft_instance(query, keys, weak, temperature):
+    def softmax(values):
+        exponentials = [math.exp(v / temperature) for v in values]
+        return [e / sum(exponentials) for e in exponentials]
+
+    total = 0.0
+    for q, w in zip(query, weak):
+        target = softmax([_cosine(w, other) for other in weak])
+        found = softmax([_cosine(q, k) for k in keys])
+        total += sum(p * math.log(p / f) for p, f in zip(target, found))
+    return total / len(query)
