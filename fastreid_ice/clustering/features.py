@@ -40,9 +40,9 @@ def prepare_features(features, device=None, names=None) -> Tensor:
     if not features.is_floating_point():
         raise ValueError(f"Clustering needs floating-point features, found {features.dtype}.")
     features = features.detach().to(device=device).contiguous()
-    if features.dtype == torch.float64:
-        features = _unit_rows(features, names)  # a float64 outside float32's range still has a direction
-    return _unit_rows(features.float(), names)
+    if features.dtype != torch.float64:
+        features = features.float()
+    return _unit_rows(features, names).float()  # in float64 first: its range is larger
 
 
 def _unit_rows(features, names):
@@ -50,13 +50,14 @@ def _unit_rows(features, names):
     norms = torch.linalg.vector_norm(features, dim=1)  # (N,)
     if not bool(torch.isfinite(norms).all()):
         _raise_not_finite(features, names)
-        norms = torch.linalg.vector_norm(features, dim=1, dtype=torch.float64)  # finite values, overflowing square
-    zero = norms == 0
+    zero = (features == 0).all(dim=1)
     if bool(zero.any()):
         logger.warning("%d of %d images have a zero feature vector, similar to nothing.", int(zero.sum()), len(zero))
     if bool((((norms - 1).abs() <= UNIT_TOLERANCE) | zero).all()):
         return features
-    return (features / norms.masked_fill(zero, 1)[:, None]).to(features.dtype)
+    largest = features.abs().amax(dim=1, keepdim=True).masked_fill(zero[:, None], 1)
+    features = features / largest  # neither their squares nor their inverse can leave the range of the type
+    return features / torch.linalg.vector_norm(features, dim=1, keepdim=True).masked_fill(zero[:, None], 1)
 
 
 def _raise_not_finite(features, names):

@@ -38,7 +38,7 @@ def nearest_neighbors(features: Tensor, k: int, rows=None, backend="auto", memor
     similarities, ranks, crowded = pruned_neighbors(features, length, rows)
     similarities, ranks = torch.from_numpy(similarities), torch.from_numpy(ranks).long()
     crowded = torch.from_numpy(crowded).nonzero().flatten()
-    similarities[crowded], ranks[crowded] = _search_in_float64(features, crowded + rows[0], length, memory_budget_mb)
+    similarities[crowded], ranks[crowded] = search_in_float64(features, crowded + rows[0], length, memory_budget_mb)
     return similarities, ranks
 
 
@@ -57,7 +57,7 @@ def _search_in_torch(features, length, rows, memory_budget_mb, allow_tf32):
             similarities[part], ranks[part], again = _search_chunk(features[first:last], features, length, spare)
             unclear.append(again + first)
     unclear = torch.cat(unclear)
-    again = _search_in_float64(features, unclear, length, memory_budget_mb)
+    again = search_in_float64(features, unclear, length, memory_budget_mb)
     similarities[unclear - start], ranks[unclear - start] = again
     return similarities, ranks
 
@@ -95,7 +95,7 @@ def _product_error(features):
     return features.shape[1] * 2.0**-24 + (2.0**-9 if tf32 else 0.0)
 
 
-def _search_in_float64(features, images, length, memory_budget_mb):
+def search_in_float64(features, images, length, memory_budget_mb):
     """Search the given images with whole rows of float64 similarities: (M,) -> (M, length) twice."""
     similarities = features.new_empty(len(images), length)
     ranks = torch.empty(len(images), length, dtype=torch.int64, device=features.device)

@@ -1,0 +1,45 @@
+"""Share the neighbour search among the ranks of a torch.distributed job."""
+
+import torch
+import torch.distributed as dist
+
+
+def in_group() -> bool:
+    """Whether there are other ranks to share with."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def own_rows(images: int) -> tuple:
+    """(start, stop) of the rows that this rank searches: contiguous, in the order of the ranks."""
+    size = -(-images // dist.get_world_size())
+    start = min(dist.get_rank() * size, images)
+    return start, min(start + size, images)
+
+
+def gather_rows(part, images: int):
+    """Concatenate the rows of all ranks: (n, K) on each -> (N, K) on all, on the device of ``part``."""
+    size = -(-images // dist.get_world_size())
+    padded = part.new_zeros(size, part.shape[1], device=_wire())
+    padded[: len(part)] = part.to(padded.device)
+    gathered = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, padded)
+    return torch.cat(gathered)[:images].to(part.device)
+
+
+def broadcast_labels(labels, images: int):
+    """Give every rank the labels (N,) int64 of rank 0; the others pass None. Returns them on the CPU."""
+    wire = labels.to(_wire()) if labels is not None else torch.empty(images, dtype=torch.int64, device=_wire())
+    dist.broadcast(wire, src=0)
+    return wire.cpu()
+
+
+def lowest(value: float) -> float:
+    """The smallest of the ranks' values."""
+    wire = torch.tensor([value], dtype=torch.float64, device=_wire())
+    dist.all_reduce(wire, op=dist.ReduceOp.MIN)
+    return wire.item()
+
+
+def _wire():
+    """The device whose tensors the process group can carry."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

@@ -1,0 +1,48 @@
+"""The definitions, written as plainly as possible over dense float64 matrices. Slow on purpose; only tests use them."""
+
+import numpy as np
+from sklearn.cluster import DBSCAN
+
+
+def dense_neighbors(features, k):
+    """The k most similar rows of each row, equal ones by index: (N, D) -> similarities (N, N), ranks (N, min(k, N))."""
+    features = np.asarray(features, np.float64)
+    similarities = np.einsum("id,jd->ij", features, features)
+    similarities = np.rint(similarities * 2.0**32) / 2.0**32  # rounding of the sums must not order equal rows
+    return similarities, np.argsort(-similarities, axis=1, kind="stable")[:, :k]
+
+
+def dense_reciprocal_set(ranks, image, length):
+    """Images among the first ``length`` neighbours of ``image`` that have it among theirs."""
+    return {int(j) for j in ranks[image, :length] if image in ranks[j, :length]}
+
+
+def dense_encoding(features, k1, k2):
+    """k-reciprocal encoding: (N, D) -> (N, N), rows sum to 1."""
+    similarities, ranks = dense_neighbors(features, k1)
+    images = len(ranks)
+    weights = np.zeros((images, images))
+    for i in range(images):
+        expanded = reciprocal = dense_reciprocal_set(ranks, i, k1)
+        for j in reciprocal:
+            half = dense_reciprocal_set(ranks, j, round(k1 / 2) + 1)
+            if 3 * len(half & reciprocal) > 2 * len(half):
+                expanded = expanded | half
+        members = sorted(expanded)
+        exponentials = np.exp(-(2 - 2 * similarities[i, members]))
+        weights[i, members] = exponentials / exponentials.sum()
+    if k2 == 1:
+        return weights
+    return np.stack([weights[ranks[i, :k2]].mean(axis=0) for i in range(images)])
+
+
+def dense_jaccard(encoding):
+    """Jaccard distances 1 - m / (2 - m) of all pairs of rows, m = sum of their element-wise minima."""
+    overlaps = np.stack([np.minimum(row, encoding).sum(axis=1) for row in encoding])
+    return np.maximum(1 - overlaps / (2 - overlaps), 0)
+
+
+def dense_clusters(features, k1, k2, eps, min_samples):
+    """Labels (N,) of scikit-learn's DBSCAN on the dense distances; a distance that equals eps is within eps."""
+    distances = dense_jaccard(dense_encoding(features, k1, k2))
+    return DBSCAN(eps=eps + 1e-6, min_samples=min_samples, metric="precomputed").fit_predict(distances)
