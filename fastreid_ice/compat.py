@@ -15,6 +15,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import logging
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -123,7 +124,7 @@ class CpuDataLoader(torch.utils.data.DataLoader):
     def __init__(self, local_rank, **kwargs):
         kwargs["pin_memory"] = False
         kwargs["num_workers"] = min(kwargs.get("num_workers", 0), os.cpu_count() or 1)
-        super().__init__(**kwargs)
+        super().__init__(**_with_forked_workers(kwargs))
 
     def shutdown(self) -> None:
         """Nothing to stop: the workers of a plain loader end with its iterator."""
@@ -135,6 +136,31 @@ def repair_loader_without_cuda() -> None:
         return
     build, data_utils = _fastreid("data.build"), _fastreid("data.data_utils")
     _rebind(data_utils.DataLoaderX, CpuDataLoader, build, data_utils)
+
+
+def _with_forked_workers(kwargs: dict) -> dict:
+    """Loader arguments with forked workers where the system has them, unless another context is asked for."""
+    if kwargs.get("num_workers", 0) > 0 and "fork" in multiprocessing.get_all_start_methods():
+        kwargs.setdefault("multiprocessing_context", "fork")
+    return kwargs
+
+
+def repair_worker_start() -> None:
+    """engine/launch.py:64 with data/data_utils.py:150: in a spawned rank the loader's workers are spawned too.
+
+    Each of them then imports torch and fastreid anew, several seconds per worker and loader, in every epoch. They are
+    forked, as in a run of one process.
+    """
+    loader = _fastreid("data.data_utils").DataLoaderX
+    if loader is CpuDataLoader or hasattr(loader.__init__, "__wrapped__"):
+        return
+    original = loader.__init__
+
+    @functools.wraps(original)
+    def __init__(self, local_rank, **kwargs):
+        original(self, local_rank, **_with_forked_workers(kwargs))
+
+    loader.__init__ = __init__
 
 
 def repair_loader_thread() -> None:
@@ -333,6 +359,7 @@ REPAIRS = (
     repair_imports,
     repair_optimizer,
     repair_loader_without_cuda,
+    repair_worker_start,
     repair_loader_thread,
     repair_optional_cython,
     repair_launch_without_cuda,

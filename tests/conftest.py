@@ -42,8 +42,8 @@ def ice_config(**overrides):
         "DATALOADER__NUM_INSTANCE": 4,
         "SOLVER__MAX_EPOCH": 2,
         "SOLVER__ITERS_PER_EPOCH": 3,
-        "CLUSTERING__K1": 8,
-        "CLUSTERING__EPS": 0.7,
+        "CLUSTERING__K1": 6,
+        "CLUSTERING__EPS": 0.4,
         "CLUSTERING__MIN_SAMPLES": 2,
     }
     small.update(overrides)

@@ -73,10 +73,15 @@ def _training_items(name: str, combine_all: bool) -> list[tuple]:
 
 
 def _numbered(values: list) -> Tensor:
-    """(N,) int64: each value's rank among the distinct ones, sorted as text and number ("camera 10" after "camera 9")."""
-    natural = {value: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", str(value))] for value in set(values)}
-    number = {value: i for i, value in enumerate(sorted(natural, key=natural.__getitem__))}
+    """(N,) int64: each value's rank among the distinct ones, numbers within text by size ("cam_10" after "cam_9")."""
+    order = sorted(set(values), key=_natural)
+    number = {value: i for i, value in enumerate(order)}
     return torch.tensor([number[value] for value in values], dtype=torch.int64)
+
+
+def _natural(value) -> list:
+    parts = re.split(r"(\d+)", value) if isinstance(value, str) else ["", value]
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 @DATASET_REGISTRY.register()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
 from fastreid.engine import DefaultTrainer, hooks  # isort: skip
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
-from fastreid.utils.events import CommonMetricPrinter
 from torch.optim.lr_scheduler import ChainedScheduler, LinearLR
 
 from fastreid_ice.data.datasets import load_training_images
@@ -17,7 +17,7 @@ from fastreid_ice.engine.clustering_hook import ClusteringHook
 from fastreid_ice.engine.hooks import BufferSyncHook, CheckpointHook, EvaluationHook, MomentumHook, RunState
 from fastreid_ice.engine.recorder import EpochRecorder
 from fastreid_ice.engine.setup import check_config
-from fastreid_ice.engine.writers import JSONWriter, TensorboardWriter
+from fastreid_ice.engine.writers import JSONWriter, MetricPrinter, TensorboardWriter, WriterHook
 import fastreid_ice.modeling  # noqa: F401  (registers the ICE meta-architecture and its head)
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ class ICETrainer(DefaultTrainer):
             elif isinstance(hook, hooks.PeriodicCheckpointer):
                 period, keep = solver.CHECKPOINT_PERIOD, solver.CHECKPOINT_KEEP
                 built.append(CheckpointHook(self.checkpointer, period, keep, self.run_state))
+            elif isinstance(hook, hooks.PeriodicWriter):
+                built.append(WriterHook(hook._writers, hook._period))
             else:
                 built.append(hook)
         built[2:2] = [self.clustering, MomentumHook()]  # behind the timer and the learning rate
@@ -82,8 +84,9 @@ class ICETrainer(DefaultTrainer):
 
     def build_writers(self) -> list:
         output_dir = self.cfg.OUTPUT_DIR
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
         return [
-            CommonMetricPrinter(self.max_iter),
+            MetricPrinter(self.max_iter),
             JSONWriter(f"{output_dir}/metrics.json"),
             TensorboardWriter(output_dir),
         ]

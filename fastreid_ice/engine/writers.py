@@ -6,7 +6,8 @@ import json
 from collections import defaultdict
 
 from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
-from fastreid.utils import events  # isort: skip
+from fastreid.engine.hooks import PeriodicWriter  # isort: skip
+from fastreid.utils import events
 
 
 class _WritesEachScalarOnce:
@@ -44,3 +45,27 @@ class TensorboardWriter(_WritesEachScalarOnce, events.TensorboardXWriter):
             self._writer.add_scalar(name, value, iteration)
         self._last_write = events.get_event_storage().iter  # upstream's loop finds its scalars written
         super().write()
+
+
+class MetricPrinter(events.CommonMetricPrinter):
+    """Print each iteration once.
+
+    Upstream prints a last iteration twice, and divides by zero (utils/events.py:220) when it is among the first three.
+    """
+
+    _printed = None
+
+    def write(self):
+        iteration = events.get_event_storage().iter
+        if iteration != self._printed:
+            self._printed = iteration
+            super().write()
+
+
+class WriterHook(PeriodicWriter):
+    """fastreid's, and before training too: an evaluation of the initial weights would be overwritten otherwise."""
+
+    def before_train(self):
+        for writer in self._writers:
+            if not isinstance(writer, MetricPrinter):  # it prints steps, and there are none yet
+                writer.write()

@@ -116,8 +116,11 @@ class ICE(Baseline):
     def forward(self, batched_inputs):
         if not self.training:
             return self.encode(self.preprocess_image(batched_inputs))
-        if (batched_inputs["targets"] < 0).all():
+        unlabelled = bool((batched_inputs["targets"] < 0).all())
+        if unlabelled and not torch.is_grad_enabled():
             return self._move_batch_statistics(batched_inputs)
+        if unlabelled or self.memory.is_empty:
+            raise RuntimeError("ICE has no clusters yet: the ClusteringHook fills the memory bank before an epoch")
         step = self._step_features(batched_inputs)
         with torch.autocast(step.query.device.type, enabled=False):
             return {name: loss(step, self.memory) for name, loss in self.loss_functions.items()}
@@ -136,8 +139,6 @@ class ICE(Baseline):
 
     def _step_features(self, batch) -> StepFeatures:
         """Run the views through the encoders, in the reference code's order."""
-        if self.memory.is_empty:
-            raise RuntimeError("ICE has no clusters yet: the ClusteringHook fills the memory bank before an epoch")
         strong, strong_key, weak = (self.preprocess_image(batch, view) for view in VIEWS)
         query = self._online(strong).float()
         with torch.no_grad():
@@ -180,7 +181,6 @@ class ICE(Baseline):
         """Start the permutations of an epoch; all processes pass the same seed."""
         self._shuffle_generator.manual_seed(seed)
 
-    @torch.no_grad()
     def _move_batch_statistics(self, batch) -> dict:
         """fastreid's PreciseBN marks its batches with negative targets: move the running statistics, nothing else."""
         images = self.preprocess_image(batch)

@@ -1,0 +1,247 @@
+"""End to end on a tiny rendering: training, logging, checkpoints, resume, evaluation, errors."""
+
+import json
+import logging
+import math
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (slow to import: not within a test)
+
+from fastreid_ice import compat  # noqa: F401
+from fastreid.utils.checkpoint import Checkpointer  # isort: skip
+
+from fastreid_ice.engine import ICETrainer, setup
+from fastreid_ice.engine.clustering_hook import check_clusters, summarize
+from fastreid_ice.engine.setup import check_config
+from tests.conftest import ROOT, ice_config
+
+pytestmark = pytest.mark.usefixtures("tiny_dataset")
+
+
+def train(output_dir, resume=False, **overrides):
+    cfg = ice_config(OUTPUT_DIR=str(output_dir), **overrides)
+    trainer = ICETrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def records(output_dir) -> list[dict]:
+    return json.loads((Path(output_dir) / "results.json").read_text())
+
+
+def metrics(output_dir) -> list[dict]:
+    return [json.loads(line) for line in (Path(output_dir) / "metrics.json").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def two_epochs(tiny_dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    trainer = train(folder)
+    return folder, trainer
+
+
+class TestTwoEpochs:
+    def test_weights_of_both_encoders_move(self, two_epochs):
+        folder, trainer = two_epochs
+        state = torch.load(folder / "model_0000.pth", weights_only=True)["model"]
+        final = torch.load(folder / "model_final.pth", weights_only=True)["model"]
+        parameters = {name for name, _ in trainer.model.named_parameters()} - {
+            "heads.bottleneck.0.bias",
+            "momentum_encoder.heads.bottleneck.0.bias",
+        }
+        assert [name for name in parameters if torch.equal(state[name], final[name])] == []
+
+    def test_a_row_per_epoch(self, two_epochs):
+        rows = records(two_epochs[0])
+        assert [row["epoch"] for row in rows] == [0, 1, 2]
+        assert "clusters" not in rows[0] and rows[0]["mAP"] > 0
+        for row in rows[1:]:
+            scalars = ("clusters", "outliers", "mean_cluster_size", "largest_cluster", "nmi", "ari", "mAP", "Rank-1")
+            seconds = ("seconds_features", "seconds_search", "seconds_jaccard", "seconds_dbscan")
+            losses = ("loss_agnostic", "loss_cross_camera", "loss_hard_instance", "loss_soft_instance")
+            assert all(math.isfinite(row[name]) for name in scalars + seconds + losses)
+        assert sum(row["best"] for row in rows) == 1
+
+    def test_evaluation_and_clustering_reach_the_metrics_file(self, two_epochs):
+        lines = metrics(two_epochs[0])
+        assert len([line for line in lines if "mAP" in line]) == 3
+        assert len([line for line in lines if "clustering/clusters" in line]) == 2
+        assert [line["mAP"] for line in lines if "mAP" in line] == [row["mAP"] for row in records(two_epochs[0])]
+
+    def test_checkpoints(self, two_epochs):
+        folder, trainer = two_epochs
+        names = sorted(path.name for path in folder.glob("*.pth"))
+        assert names == ["model_0000.pth", "model_best.pth", "model_final.pth"]
+        best = torch.load(folder / "model_best.pth", weights_only=True)
+        rows = records(folder)
+        assert best["metric"] == max(row["metric"] for row in rows[1:]) == trainer.run_state.best_metric
+        assert best["ice"] == {"seed": 1, "best_metric": best["metric"], "best_epoch": best["epoch"]}
+        assert any(name.startswith("momentum_encoder.") and "running_mean" in name for name in best["model"])
+
+    def test_learning_rate(self, two_epochs):
+        assert {line["lr"] for line in metrics(two_epochs[0]) if "lr" in line} == {3.5e-4}
+
+    def test_evaluating_the_checkpoint_gives_the_logged_scores(self, two_epochs):
+        folder, trainer = two_epochs
+        model = ICETrainer.build_model(trainer.cfg)
+        Checkpointer(model).load(str(folder / "model_final.pth"))
+        scores = ICETrainer.test(trainer.cfg, model)
+        assert scores["mAP"] == pytest.approx(records(folder)[-1]["mAP"])
+
+    def test_best_and_last_are_reported(self, two_epochs):
+        _, trainer = two_epochs
+        table = trainer._hooks[-1].table()
+        assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["start", "best", "last"]
+        assert "mAP" in table and "Rank-1" in table
+
+
+def test_resume_equals_uninterrupted(two_epochs, tmp_path):
+    """Bit for bit, after an interruption between the epochs."""
+
+    class Interrupted(Exception):
+        pass
+
+    cfg = ice_config(OUTPUT_DIR=str(tmp_path))
+    trainer = ICETrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    run_step = trainer.run_step
+
+    def interrupt_in_second_epoch():
+        if trainer.epoch == 1 and trainer.iter == 4:
+            raise Interrupted
+        run_step()
+
+    trainer.run_step = interrupt_in_second_epoch
+    with pytest.raises(Interrupted):
+        trainer.train()
+    torch.manual_seed(99)  # whatever the state of the generators was
+    train(tmp_path, resume=True)
+    whole = torch.load(two_epochs[0] / "model_final.pth", weights_only=True)
+    resumed = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert all(torch.equal(whole["model"][name], resumed["model"][name]) for name in whole["model"])
+    assert whole["ice"] == resumed["ice"] and whole["lr_sched"] == resumed["lr_sched"]
+    for name, state in whole["optimizer"]["state"].items():
+        assert all(torch.equal(state[key], resumed["optimizer"]["state"][name][key]) for key in state)
+    kept = ("epoch", "mAP", "clusters", "loss_agnostic", "best")
+    rows, resumed_rows = records(two_epochs[0]), records(tmp_path)
+    assert [[row.get(k) for k in kept] for row in rows] == [[row.get(k) for k in kept] for row in resumed_rows]
+
+
+def test_resuming_a_finished_run_evaluates(two_epochs):
+    folder, _ = two_epochs
+    again = ICETrainer(ice_config(OUTPUT_DIR=str(folder)))
+    again.resume_or_load(resume=True)
+    assert again.start_epoch == 2
+    scores = again.train()
+    assert scores["mAP"] == pytest.approx(records(folder)[-1]["mAP"])
+
+
+def test_best_survives_a_resume(two_epochs):
+    folder, trainer = two_epochs
+    again = ICETrainer(ice_config(OUTPUT_DIR=str(folder), SOLVER__MAX_EPOCH=3))
+    again.resume_or_load(resume=True)
+    assert again.run_state == trainer.run_state and again.run_state.best_metric > 0
+
+
+def test_drawn_seed_is_kept_by_a_resume(tmp_path):
+    first = train(tmp_path, SEED=-1, SOLVER__MAX_EPOCH=1)
+    again = ICETrainer(ice_config(OUTPUT_DIR=str(tmp_path), SEED=-1))
+    again.resume_or_load(resume=True)
+    assert again.run_state.seed == again.clustering.seed == first.run_state.seed
+
+
+def test_ground_truth_labels(tmp_path):
+    train(tmp_path, CLUSTERING__METHOD="ground_truth", SOLVER__MAX_EPOCH=1, TEST__EVAL_START=False)
+    (row,) = records(tmp_path)
+    assert row["clusters"] == 8 and row["outliers"] == 0 and row["nmi"] == row["ari"] == pytest.approx(1)
+
+
+def test_camera_agnostic(tmp_path):
+    losses = ("AgnosticLoss", "HardInstanceLoss", "SoftInstanceLoss")
+    trainer = train(tmp_path, DATASETS__USE_CAMERAS=False, MODEL__LOSSES__NAME=losses, SOLVER__MAX_EPOCH=1)
+    assert "loss_cross_camera" not in records(tmp_path)[-1]
+    assert trainer.model.memory.proxy_camids.unique().tolist() == [0]
+
+
+def test_evaluation_only_at_the_end(tmp_path):
+    train(tmp_path, TEST__EVAL_PERIOD=0, TEST__EVAL_START=False, SOLVER__CHECKPOINT_PERIOD=0)
+    rows = records(tmp_path)
+    assert "mAP" not in rows[0] and rows[1]["mAP"] > 0 and rows[1]["best"]
+    assert sorted(path.name for path in tmp_path.glob("*.pth")) == ["model_best.pth", "model_final.pth"]
+
+
+def test_period_of_the_clustering(tmp_path):
+    train(tmp_path, CLUSTERING__PERIOD=2, SOLVER__MAX_EPOCH=3, SOLVER__ITERS_PER_EPOCH=1, TEST__EVAL_PERIOD=0)
+    assert ["clusters" in row for row in records(tmp_path)[1:]] == [True, False, True]
+
+
+def test_precise_bn(tmp_path):
+    overrides = {"ENABLED": True, "DATASET": "TinyReID", "NUM_ITER": 2}
+    overrides = {f"TEST__PRECISE_BN__{key}": value for key, value in overrides.items()}
+    train(tmp_path, SOLVER__MAX_EPOCH=1, **overrides)
+    assert records(tmp_path)[-1]["mAP"] > 0
+
+
+def test_warm_up_by_epoch(tmp_path):
+    settings = {"SOLVER__WARMUP_EPOCHS": 2, "SOLVER__MAX_EPOCH": 4, "SOLVER__ITERS_PER_EPOCH": 1}
+    trainer = train(tmp_path, SOLVER__STEPS=[3], TEST__EVAL_PERIOD=0, **settings)
+    rates = [rate for rate, _ in trainer.storage.history("lr").values()]
+    assert rates == pytest.approx([3.5e-5, 3.5e-4 * 0.55, 3.5e-4, 3.5e-5])
+
+
+def test_too_few_clusters_names_the_keys(tmp_path):
+    with pytest.raises(ValueError, match=r"no cluster.*CLUSTERING.EPS \(now 0.01\).*CLUSTERING.MIN_SAMPLES"):
+        train(tmp_path, CLUSTERING__EPS=0.01, CLUSTERING__MIN_SAMPLES=30, TEST__EVAL_START=False)
+
+
+def test_advice_fits_what_was_found():
+    cfg = ice_config(SOLVER__IMS_PER_BATCH=32)
+    with pytest.raises(ValueError, match="found 5 clusters, but a batch needs 8 clusters.*Raise CLUSTERING.EPS"):
+        check_clusters(5, 100, cfg)
+    with pytest.raises(ValueError, match="1 clusters and no outlier.*Lower CLUSTERING.EPS"):
+        check_clusters(1, 0, cfg)
+    check_clusters(8, 0, cfg)
+
+
+def test_scores_of_a_clustering():
+    identities = torch.tensor([0, 0, 1, 1])
+    perfect = summarize(torch.tensor([1, 1, 0, 0]), identities)
+    assert perfect["nmi"] == pytest.approx(1) and perfect["ari"] == pytest.approx(1)
+    # An outlier is a cluster of its own: {0, 1}, {2}, {3}.
+    partial = summarize(torch.tensor([0, 0, -1, -1]), identities)
+    assert partial["nmi"] == pytest.approx(2 * math.log(2) / (math.log(2) + 1.5 * math.log(2)))
+    assert summarize(torch.tensor([-1, -1, -1, -1]), identities)["largest_cluster"] == 0
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"SOLVER__IMS_PER_BATCH": 10}, "SOLVER.IMS_PER_BATCH"),
+        ({"MODEL__ICE__BN_CHUNKS": 3}, "MODEL.ICE.BN_CHUNKS"),
+        ({"MODEL__ICE__BN_CHUNKS": 8}, "at least 2"),
+        ({"SOLVER__WARMUP_EPOCHS": 1, "SOLVER__WARMUP_ITERS": 1}, "SOLVER.WARMUP_EPOCHS"),
+        ({"DATALOADER__SAMPLER_TRAIN": "NaiveIdentitySampler"}, "IdentityCameraSampler"),
+        ({"SOLVER__ITERS_PER_EPOCH": 0}, "SOLVER.ITERS_PER_EPOCH"),
+        ({"CLUSTERING__PERIOD": 0}, "CLUSTERING.PERIOD"),
+    ],
+)
+def test_contradictions_in_the_config(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        check_config(ice_config(**overrides))
+
+
+def test_setup_moves_to_the_cpu_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    opts = ["OUTPUT_DIR", str(tmp_path), "SOLVER.AMP.ENABLED", True, "SOLVER.MAX_EPOCH", 3]
+    cfg = setup(Namespace(config_file=str(ROOT / "configs/ICE/market.yml"), opts=opts, eval_only=False))
+    for name in ("fastreid", "fastreid_ice"):
+        for handler in logging.getLogger(name).handlers:
+            handler.flush()
+    log = (tmp_path / "log.txt").read_text()
+    assert cfg.MODEL.DEVICE == "cpu" and not cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.MAX_EPOCH == 3
+    assert log.count("CUDA is not available: MODEL.DEVICE is cpu") == 1
+    assert (tmp_path / "config.yaml").is_file() and cfg.is_frozen()

@@ -1,0 +1,123 @@
+"""Batches: three views from one decoding, whatever the number of workers, and labels that change by epoch."""
+
+import multiprocessing
+
+import pytest
+import torch
+
+from fastreid_ice.data import loaders
+from fastreid_ice.data.datasets import TrainingImages, _numbered, load_training_images
+from fastreid_ice.data.loaders import EpochLoader, build_feature_loader
+from tests.conftest import ice_config
+
+pytestmark = pytest.mark.usefixtures("tiny_dataset")
+
+
+@pytest.fixture
+def images():
+    return load_training_images(ice_config())
+
+
+def epoch(cfg, images, labels=None, seed=0) -> list[dict]:
+    loader = EpochLoader(cfg, images)
+    loader.start_epoch(images.identities if labels is None else labels, seed)
+    batches = list(loader)
+    loader.close()
+    return batches
+
+
+def test_training_images(images):
+    assert images.identities.unique().tolist() == list(range(8))
+    assert images.camids.unique().tolist() == [0, 1, 2]
+    assert list(images.paths) == sorted(images.paths)
+    assert load_training_images(ice_config(DATASETS__USE_CAMERAS=False)).camids.unique().tolist() == [0]
+
+
+def test_cameras_are_numbered_in_natural_order():
+    assert _numbered(["cam_10", "cam_9", "cam_10", "cam_1"]).tolist() == [2, 1, 2, 0]
+    assert _numbered([7, -1, 7]).tolist() == [1, 0, 1]
+
+
+def test_missing_dataset_names_the_folder_and_the_variable(monkeypatch, tmp_path):
+    monkeypatch.setattr("fastreid.data.build._root", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="Market1501 of DATASETS.NAMES.*FASTREID_DATASETS"):
+        load_training_images(ice_config(DATASETS__NAMES=("Market1501",)))
+
+
+def test_a_batch(images):
+    batches = epoch(ice_config(), images)
+    assert len(batches) == 3
+    for batch in batches:
+        for view in ("images", "images_key", "images_weak"):
+            assert batch[view].shape == (8, 3, 64, 32) and batch[view].dtype == torch.float32
+            assert 0 <= batch[view].min() and 1 < batch[view].max() <= 255
+        assert not torch.equal(batch["images"], batch["images_key"])
+        assert batch["targets"].dtype == batch["camids"].dtype == torch.int64
+        for path, target, camid in zip(batch["img_paths"], batch["targets"], batch["camids"]):
+            index = images.paths.index(path)
+            assert images.identities[index] == target and images.camids[index] == camid
+
+
+def test_one_decoding_per_image(images, monkeypatch):
+    from fastreid.data import common
+
+    opened = []
+    read_image = common.read_image
+    monkeypatch.setattr(common, "read_image", lambda path: opened.append(path) or read_image(path))
+    epoch(ice_config(), images)
+    assert len(opened) == 3 * 8
+
+
+def test_workers_do_not_change_the_batches(images):
+    alone = epoch(ice_config(), images)
+    together = epoch(ice_config(DATALOADER__NUM_WORKERS=2), images)
+    for a, b in zip(alone, together, strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in ("images", "images_key", "images_weak", "targets"))
+
+
+def test_relabelling_takes_effect_at_once(images):
+    cfg = ice_config()
+    loader = EpochLoader(cfg, images)
+    loader.start_epoch(images.identities, seed=0)
+    next(loader)
+    relabelled = torch.where(images.identities < 2, images.identities + 100, -1)
+    loader.start_epoch(relabelled, seed=0)
+    assert {int(label) for batch in loader for label in batch["targets"]} == {100, 101}
+
+
+def test_relabelling_leaks_no_workers(images):
+    loader = EpochLoader(ice_config(DATALOADER__NUM_WORKERS=2), images)
+    alive = []
+    for seed in range(4):
+        loader.start_epoch(images.identities, seed)
+        next(loader)
+        alive.append(len(multiprocessing.active_children()))
+    assert alive == [2, 2, 2, 2]
+    loader.close()
+    assert not multiprocessing.active_children()
+
+
+def test_before_the_first_labels_it_gives_unlabelled_images(images):
+    loader = EpochLoader(ice_config(), images)
+    assert (next(loader)["targets"] == -1).all()
+    loader.close()
+
+
+def test_corrupt_image_is_named(images, tmp_path):
+    broken = tmp_path / "0001_c1_000001.jpg"
+    broken.write_bytes(b"not a picture")
+    damaged = TrainingImages((str(broken), *images.paths[1:]), images.camids, images.identities)
+    loader = build_feature_loader(ice_config(), damaged)
+    with pytest.raises(RuntimeError, match="0001_c1_000001.jpg cannot be read as an image"):
+        list(loader)
+
+
+def test_feature_loader_gives_every_image_once_in_order(images):
+    batches = list(build_feature_loader(ice_config(TEST__IMS_PER_BATCH=16), images))
+    assert [path for batch in batches for path in batch["img_paths"]] == list(images.paths)
+
+
+def test_fastreid_counts_the_steps_of_an_epoch(images):
+    loader = EpochLoader(ice_config(), images)
+    assert len(loader.dataset) // 8 == 3
+    assert loaders.EpochLoader.num_classes == 0

@@ -1,0 +1,226 @@
+"""The ICE model: its encoders, what it loads, what it refuses."""
+
+import pytest
+import torch
+
+from fastreid_ice import compat  # noqa: F401
+from fastreid.modeling import build_model  # isort: skip
+
+from fastreid_ice.modeling import LOSS_REGISTRY
+from tests import tiny  # noqa: F401  (registers the backbone)
+from tests.conftest import ice_config
+
+BACKBONE = {"MODEL__BACKBONE__NAME": "build_two_convolutions", "MODEL__BACKBONE__FEAT_DIM": 32}
+
+
+def build(**overrides):
+    torch.manual_seed(0)
+    model = build_model(ice_config(**BACKBONE, **overrides))
+    labels = torch.arange(4).repeat_interleave(4)
+    model.memory.rebuild(torch.nn.functional.normalize(torch.randn(16, 32), dim=1), labels, torch.arange(16) % 2)
+    return model
+
+
+def batch(size=8):
+    views = ("images", "images_key", "images_weak")
+    return {view: 255 * torch.rand(size, 3, 16, 8) for view in views} | {
+        "targets": torch.arange(4).repeat_interleave(2)[:size],
+        "camids": torch.arange(size) % 2,
+    }
+
+
+def test_losses_by_name():
+    losses = build().train()(batch())
+    assert list(losses) == ["loss_agnostic", "loss_cross_camera", "loss_hard_instance", "loss_soft_instance"]
+
+
+def test_an_ablation_is_a_config_line():
+    everything, inputs = build().train(), batch()
+    one = build(MODEL__LOSSES__NAME=("SoftInstanceLoss",)).train()
+    loss = one(inputs)
+    assert list(loss) == ["loss_soft_instance"]
+    torch.testing.assert_close(loss["loss_soft_instance"], everything(inputs)["loss_soft_instance"])
+
+
+@pytest.mark.parametrize("key", ["AGNOSTIC", "CROSS_CAMERA", "HARD_INSTANCE", "SOFT_INSTANCE"])
+def test_scales_and_temperatures_reach_the_losses(key):
+    inputs, name = batch(), f"loss_{key.lower()}"
+    plain = build().train()(inputs)[name]
+    cfg = ice_config()
+    scale = cfg.MODEL.LOSSES[key].SCALE
+    doubled = build(**{f"MODEL__LOSSES__{key}__SCALE": 2 * scale}).train()(inputs)[name]
+    torch.testing.assert_close(doubled, 2 * plain)
+    warmer = build(**{f"MODEL__LOSSES__{key}__TEMPERATURE": 2.0}).train()(inputs)[name]
+    assert (warmer - plain).abs() > 1e-3
+
+
+def test_a_users_own_loss():
+    @LOSS_REGISTRY.register()
+    def PullToCentroidLoss(step, memory, cfg):  # noqa: N802
+        return (step.query - memory.centroids[step.labels]).square().mean()
+
+    try:
+        losses = build(MODEL__LOSSES__NAME=("PullToCentroidLoss",)).train()(batch())
+    finally:
+        del LOSS_REGISTRY._obj_map["PullToCentroidLoss"]
+    assert list(losses) == ["loss_pull_to_centroid"] and losses["loss_pull_to_centroid"].requires_grad
+
+
+def test_unknown_loss_lists_the_choices():
+    with pytest.raises(ValueError, match="AgnosticLoss, CrossCameraLoss, HardInstanceLoss, SoftInstanceLoss"):
+        build(MODEL__LOSSES__NAME=("TripletLoss",))
+
+
+def test_only_the_online_encoder_trains():
+    model = build().train()
+    sum(model(batch()).values()).backward()
+    for name, parameter in model.named_parameters():
+        trains = not name.startswith("momentum_encoder.") and name != "heads.bottleneck.0.bias"
+        assert parameter.requires_grad == trains, name
+        assert (parameter.grad is not None) == trains, name  # no parameter is unused: DDP would fail on it
+
+
+def test_momentum_update():
+    model = build(MODEL__ICE__MOMENTUM=0.9)
+    online, momentum = model.backbone[0].weight, model.momentum_encoder.backbone[0].weight
+    with torch.no_grad():
+        online.add_(1.0)
+    before, storage = momentum.clone(), momentum.data_ptr()
+    model.update_momentum_encoder()
+    torch.testing.assert_close(momentum, 0.9 * before + 0.1 * online)
+    assert momentum.data_ptr() == storage
+    buffer = model.momentum_encoder.backbone[1].running_mean
+    model.backbone[1].running_mean.fill_(5.0)
+    model.update_momentum_encoder()
+    assert buffer.abs().max() < 5  # buffers are the encoder's own
+
+
+def test_evaluation_uses_the_encoder_of_the_config():
+    images = 255 * torch.rand(4, 3, 16, 8)
+    for encoder, used in (("momentum", "momentum_encoder.backbone"), ("online", "backbone")):
+        model = build(MODEL__ICE__EVAL_ENCODER=encoder).eval()
+        before = model({"images": images})
+        with torch.no_grad():
+            model.get_submodule(used)[0].weight.mul_(-1)
+        assert not torch.allclose(model(images), before)
+
+
+def test_preprocessing_leaves_the_batch_alone():
+    model, images = build().eval(), 255 * torch.rand(2, 3, 16, 8)
+    kept = images.clone()
+    first = model({"images": images})
+    assert torch.equal(images, kept) and torch.equal(model({"images": images}), first)
+
+
+def test_weights_without_momentum_encoder_load_into_both():
+    source = build()
+    for parameter in source.parameters():
+        parameter.data.add_(0.5)
+    zoo = {k: v for k, v in source.state_dict().items() if k.startswith(("backbone.", "heads."))}
+    zoo["heads.weight"] = torch.zeros(751, 32)  # the classifier of a supervised model
+    model = build()
+    result = model.load_state_dict(zoo, strict=False)
+    assert result.missing_keys == [] and result.unexpected_keys == ["heads.weight"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, source.state_dict()[name.removeprefix("momentum_encoder.")]), name
+
+
+def test_own_checkpoint_keeps_both_encoders():
+    source = build()
+    source.momentum_encoder.backbone[0].weight.data.fill_(3.0)
+    model = build()
+    model.load_state_dict(source.state_dict())
+    assert (model.momentum_encoder.backbone[0].weight == 3).all() and (model.backbone[0].weight != 3).any()
+
+
+def test_foreign_weights_are_refused():
+    with pytest.raises(ValueError, match="conv1.conv.weight.*MODEL.BACKBONE.PRETRAIN_PATH"):
+        build().load_state_dict({"conv1.conv.weight": torch.zeros(1)}, strict=False)
+
+
+def test_deploys_as_stock_baseline():
+    """fastreid's own Baseline and EmbeddingHead load our checkpoint and give the online encoder's embedding."""
+    model = build().eval()
+    cfg = ice_config(**BACKBONE, MODEL__META_ARCHITECTURE="Baseline", MODEL__HEADS__NAME="EmbeddingHead")
+    stock = build_model(cfg).eval()
+    result = stock.load_state_dict(model.state_dict(), strict=False)
+    assert result.missing_keys == ["heads.weight"]
+    images = 255 * torch.rand(4, 3, 16, 8)
+    expected = model._online(model.preprocess_image(images))
+    torch.testing.assert_close(stock({"images": images.clone()}), expected)
+
+
+def test_shuffling_is_undone():
+    """With one chunk per image pair the keys change with the partners, with one chunk they cannot."""
+    inputs = batch()
+    model = build(MODEL__ICE__BN_CHUNKS=1).train()
+    images = model.preprocess_image(inputs)
+    order = torch.tensor([3, 1, 7, 5, 0, 2, 4, 6])
+    torch.testing.assert_close(model._momentum(images, order), model._momentum(images, None))
+    chunked = build(MODEL__ICE__BN_CHUNKS=2).train()
+    assert chunked.shuffles and not torch.allclose(chunked._momentum(images, order), chunked._momentum(images, None))
+
+
+def test_shuffles_follow_their_seed():
+    model = build(MODEL__ICE__BN_CHUNKS=2)
+    model.seed_shuffle(3)
+    first = [model._permutation(8).tolist() for _ in range(2)]
+    model.seed_shuffle(3)
+    assert [model._permutation(8).tolist() for _ in range(2)] == first and first[0] != first[1]
+    assert build(MODEL__ICE__BN_CHUNKS=2, MODEL__ICE__SHUFFLE_BN=False)._permutation(8) is None
+
+
+def test_without_clusters_it_says_who_is_missing():
+    model = build_model(ice_config(**BACKBONE)).train()
+    with pytest.raises(RuntimeError, match="ClusteringHook"):
+        model(batch())
+
+
+def test_precise_bn_batches_move_statistics_only():
+    model = build().train()
+    inputs = batch() | {"targets": torch.full((8,), -1)}
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with torch.no_grad():
+        assert model(inputs) == {}
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all("running" in k or "num_batches" in k for k in changed)
+    with pytest.raises(RuntimeError, match="ClusteringHook"):
+        model(inputs)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"MODEL__ICE__MOMENTUM": 1.0}, "MODEL.ICE.MOMENTUM"),
+        ({"MODEL__ICE__EVAL_ENCODER": "teacher"}, "momentum, online"),
+        ({"MODEL__HEADS__POOL_LAYER": "AvgPool"}, "GlobalAvgPool"),
+        ({"MODEL__ICE__BN_CHUNKS": -1}, "MODEL.ICE.BN_CHUNKS"),
+    ],
+)
+def test_bad_keys(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        build(**overrides)
+
+
+class TestPretrained:
+    def test_missing_file(self):
+        with pytest.raises(FileNotFoundError, match="MODEL.BACKBONE.PRETRAIN_PATH.*nowhere.pth"):
+            build_model(ice_config(MODEL__BACKBONE__PRETRAIN=True, MODEL__BACKBONE__PRETRAIN_PATH="nowhere.pth"))
+
+    def test_foreign_file(self, tmp_path):
+        torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "other.pth")
+        with pytest.raises(ValueError, match="holds no tensor of this backbone"):
+            build_model(
+                ice_config(MODEL__BACKBONE__PRETRAIN=True, MODEL__BACKBONE__PRETRAIN_PATH=str(tmp_path / "other.pth"))
+            )
+
+    def test_both_encoders_start_from_the_file(self, tmp_path):
+        torch.manual_seed(1)
+        source = build_model(ice_config()).backbone
+        torch.save(source.state_dict(), tmp_path / "backbone.pth")
+        model = build_model(
+            ice_config(MODEL__BACKBONE__PRETRAIN=True, MODEL__BACKBONE__PRETRAIN_PATH=str(tmp_path / "backbone.pth"))
+        )
+        for name, value in source.state_dict().items():
+            assert torch.equal(model.backbone.state_dict()[name], value)
+            assert torch.equal(model.momentum_encoder.backbone.state_dict()[name], value)

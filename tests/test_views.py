@@ -1,0 +1,101 @@
+"""The views: what is drawn, and within which bounds."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastreid_ice.data.randomness import seeded
+from fastreid_ice.data.views import GaussianBlur, RandomErasing, build_strong_view, build_weak_view
+from tests.conftest import ice_config
+
+
+@pytest.fixture
+def image():
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 50, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_weak_view_only_resizes(image):
+    cfg = ice_config(INPUT__SIZE_TEST=[32, 16])
+    view = build_weak_view(cfg)(image)
+    expected = np.asarray(image.resize((32, 64), Image.BICUBIC), dtype=np.float32).transpose(2, 0, 1)
+    np.testing.assert_array_equal(view.numpy(), expected)
+
+
+def test_strong_view_has_the_reference_steps_in_order():
+    names = [type(step).__name__ for step in build_strong_view(ice_config()).transforms]
+    expected = ["Resize", "Pad", "RandomCrop", "RandomHorizontalFlip", "RandomApply", "ToTensor", "RandomErasing"]
+    assert names == expected
+    assert isinstance(build_strong_view(ice_config()).transforms[-1], RandomErasing)
+
+
+def test_strong_view_without_options_is_the_weak_view(image):
+    off = {f"INPUT__{name}__ENABLED": False for name in ("PADDING", "FLIP", "BLUR", "REA")}
+    cfg = ice_config(**off)
+    assert torch.equal(build_strong_view(cfg)(image), build_weak_view(cfg)(image))
+
+
+def test_erasing_colour_is_the_reference_after_normalisation():
+    cfg = ice_config()
+    mean, std, value = map(torch.tensor, (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.REA.VALUE))
+    torch.testing.assert_close((value - mean) / std, torch.tensor([0.485, 0.456, 0.406]), atol=1e-5, rtol=0)
+
+
+def erased(height=64, width=32, **arguments) -> torch.Tensor:
+    defaults = {"prob": 1.0, "area": (0.02, 0.4), "aspect": (0.3, 1 / 0.3), "value": (1.0, 2.0, 3.0)}
+    return RandomErasing(**{**defaults, **arguments})(torch.zeros(3, height, width))
+
+
+def test_erasing_fills_one_rectangle_within_bounds():
+    aspects = []
+    with seeded(0):
+        for _ in range(300):
+            result = erased()
+            rows, columns = result[0].any(dim=1).nonzero()[:, 0], result[0].any(dim=0).nonzero()[:, 0]
+            height, width = len(rows), len(columns)
+            assert result[0].count_nonzero() == height * width  # a full rectangle
+            assert 0.015 < height * width / (64 * 32) < 0.42
+            assert result[:, rows[0], columns[0]].tolist() == [1.0, 2.0, 3.0]
+            aspects.append(height / width)
+    # Uniform in the aspect ratio: half of them above the middle of (0.3, 3.33), less what does not fit the width.
+    # With a uniform logarithm a quarter would be.
+    assert 0.4 < np.mean(np.array(aspects) > (0.3 + 1 / 0.3) / 2) < 0.65
+
+
+def test_erasing_never_with_probability_zero():
+    assert erased(prob=0.0).count_nonzero() == 0
+
+
+def test_erasing_that_cannot_fit_changes_nothing():
+    assert erased(height=4, width=4, area=(4.0, 5.0)).count_nonzero() == 0
+
+
+def test_blur_radius_stays_in_range(image, monkeypatch):
+    radii = []
+    monkeypatch.setattr("fastreid_ice.data.views.ImageFilter.GaussianBlur", lambda r: radii.append(r) or _Nothing())
+    for _ in range(200):
+        GaussianBlur((0.1, 2.0))(image)
+    assert 0.1 <= min(radii) < 0.3 and 1.8 < max(radii) <= 2.0
+
+
+class _Nothing:
+    """A PIL filter that leaves the image as it is."""
+
+    def filter(self, image):
+        return image
+
+    def __call__(self):
+        return self
+
+
+def test_seeded_restores_all_generators():
+    import random
+
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    with seeded(5):
+        first = torch.rand(()), np.random.rand(), random.random()
+    with seeded(5):
+        assert first == (torch.rand(()), np.random.rand(), random.random())
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all() and before[2] == random.getstate()
