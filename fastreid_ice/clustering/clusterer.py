@@ -1,5 +1,7 @@
 """From features to pseudo labels, with the seconds and the memory of each stage."""
 
+from __future__ import annotations  # unions of types, on Python 3.9
+
 import logging
 import resource
 import time

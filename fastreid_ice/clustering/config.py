@@ -17,9 +17,9 @@ class ClusteringConfig:
         k2: CLUSTERING.K2. Rows averaged by the query expansion, the image's own included; 1 turns it off.
         eps: CLUSTERING.EPS. Largest Jaccard distance between two DBSCAN neighbours, in (0, 1).
         min_samples: CLUSTERING.MIN_SAMPLES. Images within eps, itself included, that make an image a core image.
-        knn: CLUSTERING.KNN. "exact", or for very large sets the faiss indexes "ivf" and "hnsw", whose recall is measured.
+        knn: CLUSTERING.KNN. "exact", or for very large sets the faiss indexes "ivf" and "hnsw" (recall is logged).
         num_clusters: CLUSTERING.NUM_CLUSTERS. Number of clusters of "kmeans"; not used by "jaccard_dbscan".
-        memory_budget_mb: CLUSTERING.MEMORY_BUDGET_MB. Bounds the scratch memory of a chunk, in MiB; results do not depend
+        memory_budget_mb: CLUSTERING.MEMORY_BUDGET_MB. Bounds the scratch memory of a chunk, in MiB; no result depends
             on it.
         backend: CLUSTERING.BACKEND. "numba" (compiled CPU kernels), "torch" (index operations on the features' device)
             or "auto": torch for features on an accelerator, else numba. Both give the same labels.

@@ -1,7 +1,8 @@
-"""Inner products in one fixed order and on one grid, shared by the stages that must agree on ties."""
+"""What several compiled stages share: inner products on one grid, so that they agree on ties, and sparse rows."""
 
 import numpy as np
 from numba import njit
+from scipy import sparse
 
 # Sums may be reordered (that is what makes them vector code) but NaN and infinities keep their meaning.
 REASSOCIATE = {"reassoc", "contract", "nsz"}
@@ -9,6 +10,9 @@ REASSOCIATE = {"reassoc", "contract", "nsz"}
 # Similarities are summed in float64 and ranked as multiples of 2^-32: far above the rounding of the sum, so that
 # mathematically equal ones are equal whatever the order of summation, and far below float32's own resolution.
 GRID = 2.0**32
+
+# Values compared with a threshold at once; most strips hold none that reaches it.
+STRIP = 64
 
 
 @njit(cache=True, nogil=True, fastmath=REASSOCIATE)
@@ -33,3 +37,32 @@ def dot_four(features, image, others, products):
         total_c += value * np.float64(c[k])
         total_d += value * np.float64(d[k])
     products[0], products[1], products[2], products[3] = total_a, total_b, total_c, total_d
+
+
+@njit(cache=True, nogil=True)
+def reaches(strip, threshold):
+    """Whether any of exactly STRIP values is >= threshold; the fixed length makes it vector code."""
+    hit = np.int32(0)
+    for a in range(STRIP):
+        hit |= np.int32(strip[a] >= threshold)
+    return hit != 0
+
+
+@njit(cache=True, nogil=True)
+def grown(array, needed):
+    """The array itself, or a copy with room for ``needed`` entries and more to come."""
+    if needed <= array.shape[0]:
+        return array
+    larger = np.empty(max(needed, array.shape[0] + array.shape[0] // 2), array.dtype)
+    larger[: array.shape[0]] = array
+    return larger
+
+
+def assemble(parts, images):
+    """[(row sizes, columns, values)] in the order of the rows -> csr_array."""
+    sizes = np.concatenate([part[0] for part in parts])
+    indptr = np.zeros(images + 1, np.int64)
+    np.cumsum(sizes, out=indptr[1:])
+    indices = np.concatenate([part[1] for part in parts])
+    values = np.concatenate([part[2] for part in parts])
+    return sparse.csr_array((values, indices, indptr), shape=(images, images))

@@ -15,12 +15,10 @@ import numpy as np
 import torch
 from numba import njit
 
-from .kernels import GRID, REASSOCIATE, dot, dot_four
+from .kernels import GRID, REASSOCIATE, STRIP, dot, dot_four
 from .parallel import map_rows
 
 BLOCK = 1024
-# Columns tested at once for a value above the threshold; most strips have none.
-STRIP = 64
 
 
 class _Candidates:
@@ -76,7 +74,7 @@ def _estimators(features):
 
 @njit(cache=True, nogil=True, fastmath=REASSOCIATE)
 def _centre(features, mean, centred, rounded, offsets, norms, errors, start, stop):
-    """Write x - mean as float32 or rounded to bfloat16 bits, <x, mean>, and the norms of z and of its rounding error."""
+    """Write z = x - mean as float32 or as bfloat16 bits, <x, mean>, and the norms of z and of its rounding error."""
     halved = rounded.shape[0] > 0
     scratch = np.empty(features.shape[1], np.float32)
     bits = scratch.view(np.uint32)

@@ -7,7 +7,7 @@ import numpy as np
 from numba import njit
 from scipy import sparse
 
-from .kernels import REASSOCIATE, dot
+from .kernels import REASSOCIATE, assemble, dot, grown
 from .parallel import map_rows
 
 
@@ -40,7 +40,7 @@ def encode(features, ranks, similarities, k1, k2) -> sparse.csr_array:
     half = np.empty((images, min(half_length(k1), length)), np.int32)
     half_sizes = np.empty(images, np.int32)
     map_rows(lambda a, b: _reciprocal_sets(ranks, full, full_sizes, half, half_sizes, a, b), images)
-    weights = _assemble(
+    weights = assemble(
         map_rows(
             lambda a, b: _expand_rows(features, ranks, similarities, full, full_sizes, half, half_sizes, a, b), images
         ),
@@ -50,17 +50,7 @@ def encode(features, ranks, similarities, k1, k2) -> sparse.csr_array:
         return weights
     nearest = np.ascontiguousarray(ranks[:, :k2])
     indptr, indices, data = weights.indptr, weights.indices, weights.data
-    return _assemble(map_rows(lambda a, b: _average_rows(nearest, indptr, indices, data, a, b), images), images)
-
-
-def _assemble(parts, images):
-    """[(row sizes, columns, values)] in the order of the rows -> csr_array."""
-    sizes = np.concatenate([part[0] for part in parts])
-    indptr = np.zeros(images + 1, np.int64)
-    np.cumsum(sizes, out=indptr[1:])
-    indices = np.concatenate([part[1] for part in parts])
-    values = np.concatenate([part[2] for part in parts])
-    return sparse.csr_array((values, indices, indptr), shape=(images, images))
+    return assemble(map_rows(lambda a, b: _average_rows(nearest, indptr, indices, data, a, b), images), images)
 
 
 @njit(cache=True, nogil=True)
@@ -121,16 +111,6 @@ def _expanded_set(i, full, full_sizes, half, half_sizes, stamps, members):
     return size
 
 
-@njit(cache=True, nogil=True)
-def _grown(array, needed):
-    """The array itself, or a copy with room for ``needed`` entries and more to come."""
-    if needed <= array.shape[0]:
-        return array
-    larger = np.empty(max(needed, array.shape[0] + array.shape[0] // 2), array.dtype)
-    larger[: array.shape[0]] = array
-    return larger
-
-
 @njit(cache=True, nogil=True, fastmath=REASSOCIATE)
 def _soften(similarities):
     """Softmax of minus the squared Euclidean distance 2 - 2 s, in place."""
@@ -155,7 +135,7 @@ def _expand_rows(features, ranks, similarities, full, full_sizes, half, half_siz
     for i in range(start, stop):
         size = _expanded_set(i, full, full_sizes, half, half_sizes, stamps, members)
         sizes[i - start] = size
-        columns, values = _grown(columns, used + size), _grown(values, used + size)
+        columns, values = grown(columns, used + size), grown(values, used + size)
         for a in range(size):
             x = members[a]
             columns[used + a] = x
@@ -184,7 +164,7 @@ def _average_rows(nearest, indptr, indices, data, start, stop):
         size = 0
         for a in range(nearest.shape[1]):
             j = nearest[i, a]
-            members = _grown(members, size + indptr[j + 1] - indptr[j])
+            members = grown(members, size + indptr[j + 1] - indptr[j])
             for entry in range(indptr[j], indptr[j + 1]):
                 column = indices[entry]
                 if sums[column] == 0:
@@ -193,7 +173,7 @@ def _average_rows(nearest, indptr, indices, data, start, stop):
                 sums[column] += data[entry]
         members[:size].sort()
         sizes[i - start] = size
-        columns, values = _grown(columns, used + size), _grown(values, used + size)
+        columns, values = grown(columns, used + size), grown(values, used + size)
         for a in range(size):
             columns[used] = members[a]
             values[used] = sums[members[a]] / nearest.shape[1]
