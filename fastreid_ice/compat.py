@@ -157,10 +157,10 @@ def repair_worker_start() -> None:
     original = loader.__init__
 
     @functools.wraps(original)
-    def __init__(self, local_rank, **kwargs):
+    def initialize(self, local_rank, **kwargs):
         original(self, local_rank, **_with_forked_workers(kwargs))
 
-    loader.__init__ = __init__
+    loader.__init__ = initialize
 
 
 def repair_loader_thread() -> None:

@@ -6,8 +6,9 @@ beside them. Keys of fastreid that ICE sets differently are in configs/ICE/Base-
 
 from __future__ import annotations
 
-from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
-from fastreid.config import CfgNode as CN  # isort: skip
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
+from fastreid.config import CfgNode as CN
 
 
 def add_ice_config(cfg: CN) -> None:

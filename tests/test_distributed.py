@@ -4,11 +4,11 @@ import importlib
 import json
 import os
 
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
 import pytest
 import torch
-
-from fastreid_ice import compat  # noqa: F401
-from fastreid.engine import launch  # isort: skip
+from fastreid.engine import launch
 
 from tests.conftest import ice_config
 

@@ -6,12 +6,12 @@ import math
 from argparse import Namespace
 from pathlib import Path
 
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
 import pytest
 import torch
+from fastreid.utils.checkpoint import Checkpointer
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (slow to import: not within a test)
-
-from fastreid_ice import compat  # noqa: F401
-from fastreid.utils.checkpoint import Checkpointer  # isort: skip
 
 from fastreid_ice.engine import ICETrainer, setup
 from fastreid_ice.engine.clustering_hook import check_clusters, summarize
@@ -102,7 +102,7 @@ class TestTwoEpochs:
 def test_resume_equals_uninterrupted(two_epochs, tmp_path):
     """Bit for bit, after an interruption between the epochs."""
 
-    class Interrupted(Exception):
+    class InterruptedError(Exception):
         pass
 
     cfg = ice_config(OUTPUT_DIR=str(tmp_path))
@@ -112,11 +112,11 @@ def test_resume_equals_uninterrupted(two_epochs, tmp_path):
 
     def interrupt_in_second_epoch():
         if trainer.epoch == 1 and trainer.iter == 4:
-            raise Interrupted
+            raise InterruptedError
         run_step()
 
     trainer.run_step = interrupt_in_second_epoch
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedError):
         trainer.train()
     torch.manual_seed(99)  # whatever the state of the generators was
     train(tmp_path, resume=True)

@@ -1,10 +1,10 @@
 """The ICE model: its encoders, what it loads, what it refuses."""
 
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
 import pytest
 import torch
-
-from fastreid_ice import compat  # noqa: F401
-from fastreid.modeling import build_model  # isort: skip
+from fastreid.modeling import build_model
 
 from fastreid_ice.modeling import LOSS_REGISTRY
 from tests import tiny  # noqa: F401  (registers the backbone)

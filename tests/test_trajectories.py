@@ -1,10 +1,10 @@
 """Twelve training steps of the reference code, in one batch and in four chunks, step for step."""
 
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
 import pytest
 import torch
-
-from fastreid_ice import compat  # noqa: F401
-from fastreid.modeling import build_model  # isort: skip
+from fastreid.modeling import build_model
 from fastreid.solver import build_optimizer
 
 import fastreid_ice.modeling  # noqa: F401

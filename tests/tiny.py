@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from torch import nn
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
-from fastreid_ice import compat  # noqa: F401
-from fastreid.data.datasets import DATASET_REGISTRY  # isort: skip
+from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
+from torch import nn
 
 from fastreid_ice.data.datasets import SyntheticReID
 from fastreid_ice.data.synthetic import render_synthetic_reid

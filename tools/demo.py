@@ -12,11 +12,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from fastreid_ice import compat  # noqa: F401, E402  (repairs fastreid before it is imported)
-from tabulate import tabulate  # noqa: E402, I001
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
-from fastreid_ice.engine import ICETrainer, setup  # noqa: E402
-from fastreid_ice.report import contact_sheet, training_curves  # noqa: E402
+from tabulate import tabulate
+
+from fastreid_ice.engine import ICETrainer, setup
+from fastreid_ice.report import contact_sheet, training_curves
 
 SCORES = ("mAP", "Rank-1", "Rank-5", "Rank-10")
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Train or evaluate ICE, with fastreid's command line.
 
-    tools/train_net.py --config-file configs/ICE/market.yml
-    tools/train_net.py --config-file configs/ICE/market.yml --resume
-    tools/train_net.py --config-file configs/ICE/market.yml --eval-only MODEL.WEIGHTS logs/market1501/ice_R50/model_best.pth
+tools/train_net.py --config-file configs/ICE/market.yml
+tools/train_net.py --config-file configs/ICE/market.yml --resume
+tools/train_net.py --config-file configs/ICE/market.yml --eval-only MODEL.WEIGHTS logs/model_best.pth
 """
 
 import sys
@@ -11,11 +11,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fastreid_ice import compat  # noqa: F401, E402  (repairs fastreid before it is imported)
-from fastreid.engine import default_argument_parser, launch  # noqa: E402, I001
-from fastreid.utils.checkpoint import Checkpointer  # noqa: E402
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
-from fastreid_ice.engine import ICETrainer, setup  # noqa: E402
+from fastreid.engine import default_argument_parser, launch
+from fastreid.utils.checkpoint import Checkpointer
+
+from fastreid_ice.engine import ICETrainer, setup
 
 
 def main(args):

@@ -7,9 +7,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
 import torch
-from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
-from fastreid.data import build as fastreid_build  # isort: skip
+from fastreid.data import build as fastreid_build
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 from fastreid.utils import comm

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
-from fastreid.data import build_reid_test_loader, build_reid_train_loader  # isort: skip
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
+from fastreid.data import build_reid_test_loader, build_reid_train_loader
 from fastreid.data.common import CommDataset
 from fastreid.data.samplers import TrainingSampler
 from fastreid.data.transforms import build_transforms
@@ -120,9 +121,7 @@ class EpochLoader:
 
     def _open(self, labels: Tensor, sampler, seed: int) -> None:
         self.close()
-        views = PseudoLabeledViews(
-            self.images, labels, build_strong_view(self.cfg), build_weak_view(self.cfg), seed
-        )
+        views = PseudoLabeledViews(self.images, labels, build_strong_view(self.cfg), build_weak_view(self.cfg), seed)
         self._loader = build_reid_train_loader(
             views,
             sampler=sampler,

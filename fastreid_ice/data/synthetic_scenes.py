@@ -22,8 +22,8 @@ class SceneDifficulty:
     """How far apart the cameras are, and how badly people are seen.
 
     0 switches an effect off and 1 is its full strength, at which the first clusters of a network with random weights
-    are the cameras, so that nothing can be learnt from them. At the defaults the first
-    clusters follow the people more than the cameras, yet an untrained network retrieves badly. ``cast`` matters by far the most.
+    are the cameras, so that nothing can be learnt from them. At the defaults the first clusters follow the people
+    more than the cameras, yet an untrained network retrieves badly. ``cast`` matters by far the most.
 
     Attributes:
         cast: strength of the cameras' colour casts, gammas and saturations (exponent of each).

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
 import torch
-from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
-from fastreid.data.transforms import ToTensor, build_transforms  # isort: skip
+from fastreid.data.transforms import ToTensor, build_transforms
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision import transforms as T

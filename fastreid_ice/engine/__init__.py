@@ -1,6 +1,7 @@
 """The trainer and the hooks with which stock fastreid's loop trains ICE."""
 
-from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
 from fastreid_ice.engine.clustering_hook import ClusteringHook
 from fastreid_ice.engine.hooks import BufferSyncHook, CheckpointHook, EvaluationHook, MomentumHook
 from fastreid_ice.engine.recorder import EpochRecorder

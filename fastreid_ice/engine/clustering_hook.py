@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
 import torch
-from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
-from fastreid.engine.train_loop import HookBase  # isort: skip
-from fastreid.utils.env import seed_all_rng
+from fastreid.engine.train_loop import HookBase
 from fastreid.utils import comm
+from fastreid.utils.env import seed_all_rng
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 

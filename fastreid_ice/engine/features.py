@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
 import torch
 import torch.nn.functional as F
-from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
-from fastreid.evaluation.evaluator import inference_context  # isort: skip
+from fastreid.evaluation.evaluator import inference_context
 from fastreid.modeling.losses.utils import concat_all_gather
 from fastreid.utils import comm
 from torch import Tensor, nn

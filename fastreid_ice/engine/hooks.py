@@ -6,9 +6,10 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
 import torch
-from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
-from fastreid.engine import hooks  # isort: skip
+from fastreid.engine import hooks
 from fastreid.engine.train_loop import HookBase
 from fastreid.utils import comm
 from torch import nn

@@ -6,8 +6,9 @@ import json
 import logging
 from pathlib import Path
 
-from fastreid_ice import compat
-from fastreid.engine.train_loop import HookBase  # isort: skip
+from fastreid_ice.compat import replacing
+
+from fastreid.engine.train_loop import HookBase
 from tabulate import tabulate
 
 from fastreid_ice.engine.hooks import RunState
@@ -69,7 +70,7 @@ class EpochRecorder(HookBase):
         for row in self.records:
             row["best"] = row["epoch"] == self._state.best_epoch + 1 and self._state.best_epoch >= 0
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with compat.replacing(self._path) as temporary:
+        with replacing(self._path) as temporary:
             temporary.write_text(json.dumps(self.records, indent=1) + "\n")
 
     def table(self) -> str:

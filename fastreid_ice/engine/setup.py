@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
 import torch
-from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
-from fastreid.config import get_cfg  # isort: skip
+from fastreid.config import get_cfg
 from fastreid.engine import default_setup
 from fastreid.utils import comm
 from fastreid.utils.logger import setup_logger

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
-from fastreid.engine import DefaultTrainer, hooks  # isort: skip
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
+from fastreid.engine import DefaultTrainer, hooks
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 from torch.optim.lr_scheduler import ChainedScheduler, LinearLR
 
+import fastreid_ice.modeling  # noqa: F401  (registers the ICE meta-architecture and its head)
 from fastreid_ice.data.datasets import load_training_images
 from fastreid_ice.data.loaders import EpochLoader
 from fastreid_ice.engine.clustering_hook import ClusteringHook
@@ -18,7 +20,6 @@ from fastreid_ice.engine.hooks import BufferSyncHook, CheckpointHook, Evaluation
 from fastreid_ice.engine.recorder import EpochRecorder
 from fastreid_ice.engine.setup import check_config
 from fastreid_ice.engine.writers import JSONWriter, MetricPrinter, TensorboardWriter, WriterHook
-import fastreid_ice.modeling  # noqa: F401  (registers the ICE meta-architecture and its head)
 
 logger = logging.getLogger(__name__)
 
@@ -100,9 +101,7 @@ class ICETrainer(DefaultTrainer):
         """fastreid's schedule, multiplied by a warm-up over SOLVER.WARMUP_EPOCHS that is constant within an epoch."""
         schedulers = super().build_lr_scheduler(cfg, optimizer, iters_per_epoch)
         if cfg.SOLVER.WARMUP_EPOCHS > 0:
-            warmup = LinearLR(
-                optimizer, start_factor=cfg.SOLVER.WARMUP_FACTOR, total_iters=cfg.SOLVER.WARMUP_EPOCHS
-            )
+            warmup = LinearLR(optimizer, start_factor=cfg.SOLVER.WARMUP_FACTOR, total_iters=cfg.SOLVER.WARMUP_EPOCHS)
             schedulers["lr_sched"] = ChainedScheduler([warmup, schedulers["lr_sched"]])
         return schedulers
 

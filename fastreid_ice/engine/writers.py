@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 
-from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
-from fastreid.engine.hooks import PeriodicWriter  # isort: skip
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
+from fastreid.engine.hooks import PeriodicWriter
 from fastreid.utils import events
 
 

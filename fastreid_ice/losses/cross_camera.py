@@ -82,9 +82,7 @@ def _check_sizes(query, labels, camids, proxies, proxy_labels) -> None:
 def _normalize_proxies(proxies: Tensor, proxy_norm: str) -> Tensor:
     axes = {"dimension": 0, "proxy": 1}
     if proxy_norm not in axes:
-        raise ValueError(
-            f"MODEL.LOSSES.CROSS_CAMERA.PROXY_NORM is {proxy_norm!r}; choose one of {', '.join(axes)}"
-        )
+        raise ValueError(f"MODEL.LOSSES.CROSS_CAMERA.PROXY_NORM is {proxy_norm!r}; choose one of {', '.join(axes)}")
     return F.normalize(proxies, dim=axes[proxy_norm])
 
 

@@ -1,6 +1,7 @@
 """The ICE meta-architecture, its memory-bank head and its losses, registered with fastreid."""
 
-from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
 from fastreid_ice.modeling.bn_chunks import ChunkedBatchNorm, set_bn_chunks
 from fastreid_ice.modeling.heads import MemoryBankHead
 from fastreid_ice.modeling.loss_registry import LOSS_REGISTRY, StepFeatures, build_losses

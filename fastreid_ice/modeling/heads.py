@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
-from fastreid.config import configurable  # isort: skip
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
+from fastreid.config import configurable
 from fastreid.layers import get_norm, pooling
 from fastreid.layers.weight_init import weights_init_kaiming
 from fastreid.modeling.heads import REID_HEADS_REGISTRY

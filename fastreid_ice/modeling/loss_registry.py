@@ -14,8 +14,9 @@ import re
 from dataclasses import dataclass
 from typing import Callable
 
-from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
-from fastreid.utils.registry import Registry  # isort: skip
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
+from fastreid.utils.registry import Registry
 from torch import Tensor
 
 from fastreid_ice.losses import agnostic_loss, cross_camera_loss, hard_instance_loss, soft_instance_loss

@@ -9,9 +9,10 @@ import copy
 import logging
 from typing import Callable
 
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
 import torch
-from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
-from fastreid.config import configurable  # isort: skip
+from fastreid.config import configurable
 from fastreid.modeling.heads import build_heads
 from fastreid.modeling.losses.utils import concat_all_gather
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY

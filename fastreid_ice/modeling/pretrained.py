@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
 import torch
-from fastreid_ice import compat  # noqa: F401  (repairs fastreid before it is imported)
-from fastreid.modeling.backbones import build_backbone  # isort: skip
+from fastreid.modeling.backbones import build_backbone
 from torch import nn
 
 logger = logging.getLogger(__name__)
