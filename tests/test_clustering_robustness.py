@@ -62,8 +62,9 @@ class TestDegenerate:
         assert expected == np.repeat(range(6), 10).tolist()
         strided = torch.stack([features, -features], dim=2)[:, :, 0]
         assert not strided.is_contiguous()
-        others = (features.double(), features.half(), strided, 7 * features, features.numpy(), features.numpy()[::-1][::-1], features.requires_grad_())  # fmt: skip
-        for other in others:
+        backwards = features.numpy()[::-1].copy()[::-1]  # negative strides
+        others = features.double(), features.half(), strided, 7 * features, features.numpy(), backwards
+        for other in (*others, features.clone().requires_grad_()):
             assert labels_of(other, backend, k1=10) == expected
 
 
@@ -161,7 +162,8 @@ def test_kmeans_is_a_fixed_point_of_its_definition():
     means = torch.stack([features[labels == label].mean(dim=0) for label in range(result.num_clusters)])
     nearest = (features @ torch.nn.functional.normalize(means, dim=1).t()).argmax(dim=1)
     assert (nearest == labels).float().mean() > 0.98
-    assert [int((labels == label).nonzero()[0]) for label in range(12)] == sorted(int((labels == label).nonzero()[0]) for label in range(12))  # fmt: skip
+    first_images = [int((labels == label).nonzero()[0]) for label in range(12)]
+    assert first_images == sorted(first_images)
 
 
 def test_kmeans_with_too_many_clusters():

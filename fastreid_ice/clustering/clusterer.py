@@ -84,8 +84,8 @@ class Clusterer:
         if self.config.method == "kmeans":
             labels = self._kmeans(features, costs)
         else:
-            neighbors, recall = self._search(features, costs)
-            labels = self._label(features, *neighbors, costs) if not _waits() else None
+            similarities, ranks, recall = self._search(features, costs)
+            labels = None if _waits() else self._label(features, similarities, ranks, costs)
         if distributed.in_group():
             labels = distributed.broadcast_labels(labels, len(features))
         outliers = int((labels < 0).sum())
@@ -106,7 +106,7 @@ class Clusterer:
             if shared:
                 found = [distributed.gather_rows(part, images) for part in found]
                 recall = None if recall is None else distributed.lowest(recall)
-        return found, recall
+        return *found, recall
 
     def _label(self, features, similarities, ranks, costs):
         config = self.config

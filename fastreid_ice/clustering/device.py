@@ -37,10 +37,8 @@ def encode_on_device(features: Tensor, ranks: Tensor, k1: int, k2: int, budget_m
     nearest = ranks[:, : half_length(k1)]  # (N, h)
     half = _reciprocal(nearest)  # (N, h) bool
     entries = ranks.shape[1] * (nearest.shape[1] + 1)
-    keys = [
-        _expanded_keys(ranks, full, nearest, half, start, stop) for start, stop in _chunks(images, entries, budget_mb)
-    ]
-    keys = torch.cat(keys)  # sorted i * N + j
+    chunks = _chunks(images, entries, budget_mb)
+    keys = torch.cat([_expanded_keys(ranks, full, nearest, half, *chunk) for chunk in chunks])  # sorted i * N + j
     weights = _softened(features, keys, images, budget_mb)
     encoding = _rows(keys, weights, images)
     return encoding if k2 == 1 else _averaged(encoding, ranks[:, :k2], budget_mb)
