@@ -67,7 +67,8 @@ def _add_losses(losses: CN) -> None:
 
 def _add_clustering(cfg: CN) -> None:
     cfg.CLUSTERING = CN()
-    # "jaccard_dbscan", or "ground_truth": train on the true identities, the upper bound of the paper's tables.
+    # "jaccard_dbscan" (ref); "kmeans"; or "ground_truth": train on the true identities, the upper bound of the
+    # paper's tables.
     cfg.CLUSTERING.METHOD = "jaccard_dbscan"
     # Cluster before every PERIOD-th epoch, and before the first epoch of every run. ref: 1.
     cfg.CLUSTERING.PERIOD = 1
@@ -75,6 +76,14 @@ def _add_clustering(cfg: CN) -> None:
     cfg.CLUSTERING.K2 = 6  # neighbours of the query expansion, the image itself included; 1 switches it off
     cfg.CLUSTERING.EPS = 0.55  # DBSCAN: largest Jaccard distance, in [0, 1], between two neighbours
     cfg.CLUSTERING.MIN_SAMPLES = 4  # DBSCAN: neighbours within EPS, itself included, that make a core image
+    cfg.CLUSTERING.NUM_CLUSTERS = 0  # number of clusters of METHOD "kmeans", which needs it
+    # Neighbour search: "exact", or for very many images the approximate "ivf" and "hnsw", whose recall is logged.
+    cfg.CLUSTERING.KNN = "exact"
+    # "numba": compiled kernels on the CPU; "torch": tensors on the device of the features; "auto": torch for features
+    # on an accelerator. Both give the same labels.
+    cfg.CLUSTERING.BACKEND = "auto"
+    cfg.CLUSTERING.MEMORY_BUDGET_MB = 256  # scratch memory of a chunk, in MiB; no result depends on it
+    cfg.CLUSTERING.ALLOW_TF32 = False  # let CUDA search in TF32: faster, and no longer guaranteed to be exact
 
 
 def _add_input(inputs: CN) -> None:

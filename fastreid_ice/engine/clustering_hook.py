@@ -111,8 +111,9 @@ class ClusteringHook(HookBase):
 
 
 def clustering_config(cfg) -> ClusteringConfig:
-    """The config's CLUSTERING node as the clustering package wants it."""
-    return ClusteringConfig(**{key.lower(): value for key, value in cfg.CLUSTERING.items() if key != "PERIOD"})
+    """The config's CLUSTERING node as the clustering package wants it; what is random there follows the SEED."""
+    keys = {key.lower(): value for key, value in cfg.CLUSTERING.items() if key != "PERIOD"}
+    return ClusteringConfig(**keys, seed=max(cfg.SEED, 0))
 
 
 def check_clusters(num_clusters: int, num_outliers: int, cfg) -> None:
