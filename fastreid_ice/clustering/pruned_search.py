@@ -65,9 +65,11 @@ def _estimators(features):
     rounded = np.empty((images if halved else 0, dimensions), np.uint16)
     offsets, norms, errors = (np.empty(images, np.float32) for _ in range(3))
     map_rows(lambda a, b: _centre(vectors, mean, centred, rounded, offsets, norms, errors, a, b), images)
-    rounding = dimensions * 2.0**-24  # of the accumulation, worst case
-    rounding += 2.0**-9 if halved else 0.0  # of the result
-    slack = errors * norms.max() + norms * errors.max() + rounding * norms * norms.max() + 1e-6
+    norms += errors  # of z -> at least that of x - mean
+    summing = dimensions * 2.0**-24  # worst case of a float32 sum of products, for vectors of unit length
+    rounding = summing + (2.0**-9 if halved else 0.0)  # of the result
+    slack = errors * norms.max() + norms * errors.max() + rounding * norms * norms.max()
+    slack += summing * np.linalg.norm(mean) + 1e-6  # of the offsets and of the centring
     centred = torch.from_numpy(rounded).view(torch.bfloat16) if halved else torch.from_numpy(centred)
     return centred, offsets, slack.astype(np.float32)
 
