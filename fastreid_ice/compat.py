@@ -166,7 +166,8 @@ def repair_worker_start() -> None:
 def repair_loader_thread() -> None:
     """data/data_utils.py:126-137: an exception in the loader's thread leaves the training waiting for ever.
 
-    The exception now travels through the queue and is raised where the batch is asked for.
+    The exception now travels through the queue and is raised where the batch is asked for. Behind the last batch every
+    further call ends too, instead of waiting for a thread that is gone.
     """
     generator = _fastreid("data.data_utils").BackgroundGenerator
     original_run = generator.run
@@ -179,6 +180,7 @@ def repair_loader_thread() -> None:
             original_run(self)
         except Exception as error:  # whatever it is, the consumer must see it
             self.queue.put(error)
+            self.queue.put(None)
 
     original_next = generator.next
 
@@ -186,6 +188,7 @@ def repair_loader_thread() -> None:
     def next_item(self):
         item = self.queue.get()
         if item is None:
+            self.queue.put(None)
             raise StopIteration
         if isinstance(item, Exception):
             raise item

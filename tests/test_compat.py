@@ -99,6 +99,9 @@ def test_an_error_in_the_loader_thread_is_raised(monkeypatch):
     assert next(generator) == 1
     with pytest.raises(OSError, match="7.jpg"):
         next(generator)
+    for _ in range(2):
+        with pytest.raises(StopIteration):
+            next(generator)
     assert list(BackgroundGenerator(iter([1, 2]), local_rank=0)) == [1, 2]
 
 

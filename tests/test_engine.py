@@ -174,6 +174,13 @@ def test_evaluation_only_at_the_end(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*.pth")) == ["model_best.pth", "model_final.pth"]
 
 
+def test_old_checkpoints_make_room(tmp_path):
+    (tmp_path / "model_0030.pth").write_bytes(b"of a longer run in the same folder")
+    train(tmp_path, SOLVER__MAX_EPOCH=4, SOLVER__ITERS_PER_EPOCH=1, SOLVER__CHECKPOINT_KEEP=2, TEST__EVAL_PERIOD=0)
+    periodic = sorted(path.name for path in tmp_path.glob("model_0*.pth"))
+    assert periodic == ["model_0001.pth", "model_0002.pth", "model_0030.pth"]
+
+
 def test_period_of_the_clustering(tmp_path):
     train(tmp_path, CLUSTERING__PERIOD=2, SOLVER__MAX_EPOCH=3, SOLVER__ITERS_PER_EPOCH=1, TEST__EVAL_PERIOD=0)
     assert ["clusters" in row for row in records(tmp_path)[1:]] == [True, False, True]
