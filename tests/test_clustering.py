@@ -282,4 +282,4 @@ def test_both_paths_agree_on_market1501(market, eps):
     # A part of it, as index operations take their time on a CPU; the compiled path is checked on the whole above.
     labels = [Clusterer(ClusteringConfig(eps=eps, backend=b))(market[:3000]).labels for b in BACKENDS]
     assert torch.equal(*labels)
-    assert labels[0].max() > 40
+    assert labels[0].max() > 20
