@@ -198,3 +198,24 @@ def test_two_processes_equal_one(tmp_path):
         assert torch.equal(first[0], second[0]) and torch.equal(first[0], alone.labels)
         assert first[1:] == second[1:]
         assert first[1] == alone.num_clusters
+
+
+def test_faiss_gpu_gives_the_candidates_where_it_is_usable(monkeypatch):
+    """No GPU here: faiss's search is stood in for by what it is documented to return."""
+    from fastreid_ice.clustering import faiss_gpu, neighbors
+
+    calls = []
+
+    def knn_gpu(resources, queries, features, k, metric, device):
+        assert metric == faiss_gpu.faiss.METRIC_INNER_PRODUCT and resources == "resources" and device == 0
+        calls.append(len(queries))
+        return (queries @ features.t()).topk(k, dim=1)
+
+    features = torch.nn.functional.normalize(torch.randn(90, 7, generator=torch.Generator().manual_seed(0)), dim=1)
+    expected = neighbors.nearest_neighbors(features, 12, backend="torch")
+    assert not faiss_gpu.is_usable(features, 12)
+    monkeypatch.setattr(faiss_gpu, "is_usable", lambda features, k: True)
+    monkeypatch.setattr(faiss_gpu, "_resources", lambda device: "resources")
+    monkeypatch.setattr(faiss_gpu.faiss, "knn_gpu", knn_gpu, raising=False)
+    found = neighbors.nearest_neighbors(features, 12, backend="torch")
+    assert calls and all(torch.equal(a, b) for a, b in zip(found, expected))

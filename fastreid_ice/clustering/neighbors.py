@@ -5,6 +5,7 @@ import contextlib
 import torch
 from torch import Tensor
 
+from . import faiss_gpu
 from .kernels import GRID
 from .pruned_search import pruned_neighbors
 
@@ -80,13 +81,20 @@ def _search_chunk(queries, features, length, spare):
     list: when many images are equally near.
     """
     kept = min(length + spare, len(features))
-    values, candidates = (queries @ features.t()).topk(kept, dim=1)  # (B, kept)
+    values, candidates = _largest_products(queries, features, kept)  # (B, kept)
     products = features[candidates].double().mul_(queries.double()[:, None, :])  # (B, kept, D)
     similarities, ranks = _sort_candidates(products.sum(dim=2), candidates, length)
     if kept == len(features):
         return similarities.float(), ranks, candidates.new_empty(0)
     unclear = values[:, -1] + _product_error(features) >= similarities[:, -1]
     return similarities.float(), ranks, unclear.nonzero().flatten()
+
+
+def _largest_products(queries, features, count):
+    """The largest products of each query, in float32 or as torch.backends says; by faiss-gpu where it is there."""
+    if not torch.backends.cuda.matmul.allow_tf32 and faiss_gpu.is_usable(features, count):
+        return faiss_gpu.largest_products(queries, features, count)
+    return (queries @ features.t()).topk(count, dim=1)
 
 
 def _product_error(features):

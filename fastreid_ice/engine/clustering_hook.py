@@ -18,7 +18,7 @@ from fastreid_ice.clustering import Clusterer, ClusteringConfig, ClusteringResul
 from fastreid_ice.data.datasets import TrainingImages
 from fastreid_ice.data.loaders import build_feature_loader
 from fastreid_ice.data.randomness import derive_seed
-from fastreid_ice.engine.features import extract_features
+from fastreid_ice.engine.features import FeatureExtractor
 from fastreid_ice.engine.hooks import unwrap
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ class ClusteringHook(HookBase):
         self.images = images
         self.seed = seed
         self.labels: Tensor | None = None  # (N,) int64, of the last clustering
+        self._extract = FeatureExtractor(len(images))
         self._clusterer = None
         if cfg.CLUSTERING.METHOD != GROUND_TRUTH:
             self._clusterer = Clusterer(clustering_config(cfg))
@@ -71,7 +72,7 @@ class ClusteringHook(HookBase):
     def _cluster(self) -> None:
         model = unwrap(self.trainer.model)
         start = time.perf_counter()
-        features = extract_features(model, build_feature_loader(self.cfg, self.images), len(self.images))
+        features = self._extract(model, build_feature_loader(self.cfg, self.images))
         extraction = time.perf_counter() - start
         result = self._labels_of(features)
         check_clusters(result.num_clusters, result.num_outliers, self.cfg)

@@ -13,35 +13,39 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 
-@torch.no_grad()
-def extract_features(model: nn.Module, loader, num_images: int) -> Tensor:
-    """Features of the loader's images in evaluation mode, the same on every process.
+class FeatureExtractor:
+    """Extracts the features of the same images again and again, into the same memory."""
 
-    Args:
-        model: maps a batch to (b, D) embeddings in evaluation mode; its mode is restored.
-        loader: this process's contiguous share, see :func:`fastreid_ice.data.loaders.build_feature_loader`.
-        num_images: N, over all processes.
+    def __init__(self, num_images: int):
+        self._num_images = num_images
+        self._share: Tensor | None = None  # (rows of this process, padded; D), made by the first extraction
 
-    Returns:
-        (N, D) float32, L2-normalised, on the model's device.
-    """
-    features = []
-    with inference_context(model):
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, loader) -> Tensor:
+        """Features of all images in evaluation mode, the same on every process.
+
+        Args:
+            model: maps a batch to (b, D) embeddings in evaluation mode; its mode is restored.
+            loader: this process's contiguous share, see :func:`fastreid_ice.data.loaders.build_feature_loader`.
+
+        Returns:
+            (N, D) float32, L2-normalised, on the model's device; valid until the next call.
+        """
+        done = 0
         # disable=None: a bar on a terminal, nothing in a log file
-        for batch in tqdm(loader, desc="Features", unit="batch", leave=False, disable=_bar_disabled()):
-            features.append(F.normalize(model(batch).float(), dim=1))
-    return _gather_shares(torch.cat(features), num_images)
+        disable = None if comm.is_main_process() else True
+        with inference_context(model):
+            for batch in tqdm(loader, desc="Features", unit="batch", leave=False, disable=disable):
+                features = F.normalize(model(batch).float(), dim=1)
+                self._rows_like(features)[done : done + len(features)] = features
+                done += len(features)
+        if comm.get_world_size() > 1:
+            return concat_all_gather(self._share)[: self._num_images]
+        return self._share
 
-
-def _bar_disabled() -> bool | None:
-    return None if comm.is_main_process() else True
-
-
-def _gather_shares(share: Tensor, num_images: int) -> Tensor:
-    """Concatenate the processes' shares; all but the last ones have ceil(N / processes) rows."""
-    world_size = comm.get_world_size()
-    if world_size == 1:
-        return share
-    rows = (num_images - 1) // world_size + 1
-    padded = F.pad(share, (0, 0, 0, rows - len(share)))
-    return concat_all_gather(padded)[:num_images]
+    def _rows_like(self, features: Tensor) -> Tensor:
+        """Memory for this process's share; all but the last process's shares are full."""
+        if self._share is None or self._share.device != features.device:
+            rows = (self._num_images - 1) // comm.get_world_size() + 1
+            self._share = features.new_zeros(rows, features.shape[1])
+        return self._share

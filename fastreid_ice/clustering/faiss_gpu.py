@@ -1,0 +1,40 @@
+"""The brute-force search of faiss-gpu, where it is installed: candidates for the exact search on CUDA."""
+
+import functools
+
+import faiss
+import torch
+from torch import Tensor
+
+MOST_NEIGHBORS = 2048  # of faiss's brute-force kernel
+
+
+def is_usable(features: Tensor, k: int) -> bool:
+    """Whether faiss-gpu can search these features: it is installed, sees a GPU, and they lie on one."""
+    installed = hasattr(faiss, "StandardGpuResources") and hasattr(faiss, "knn_gpu")
+    return features.is_cuda and installed and faiss.get_num_gpus() > 0 and k <= MOST_NEIGHBORS
+
+
+@functools.cache
+def _resources(device: int):
+    """faiss's scratch memory on a GPU, made once; its work runs on torch's current stream."""
+    import faiss.contrib.torch_utils  # noqa: F401  (lets faiss take torch tensors)
+
+    with torch.cuda.device(device):
+        return faiss.StandardGpuResources()
+
+
+def largest_products(queries: Tensor, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest inner products of each query, without a copy to the host.
+
+    Args:
+        queries: (B, D) float32 on a GPU.
+        features: (N, D) float32 on the same GPU.
+        k: at most MOST_NEIGHBORS.
+
+    Returns:
+        products (B, k) float32, largest first, and indices (B, k) int64.
+    """
+    device = features.device.index or 0
+    resources = _resources(device)
+    return faiss.knn_gpu(resources, queries.contiguous(), features, k, metric=faiss.METRIC_INNER_PRODUCT, device=device)
