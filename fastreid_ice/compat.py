@@ -114,6 +114,23 @@ def repair_optimizer() -> None:
     _rebind(original, build_optimizer, build, defaults, package)
 
 
+def repair_loss_logging() -> None:
+    """engine/train_loop.py:271: the losses are read on a new CUDA stream that does not wait for their computation."""
+    trainer = _fastreid("engine.train_loop").SimpleTrainer
+    original = trainer._write_metrics
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def write_metrics(self, loss_dict, data_time):
+        device = next(iter(loss_dict.values())).device
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
+        original(self, loss_dict, data_time)
+
+    trainer._write_metrics = write_metrics
+
+
 class CpuDataLoader(torch.utils.data.DataLoader):
     """Stands in for fastreid's ``DataLoaderX`` (data/data_utils.py:151), which needs a CUDA stream.
 
@@ -338,13 +355,20 @@ def _save_checkpoint(self, name, **kwargs):
     if not self.save_dir or not self.save_to_disk:
         return
     data = {"model": self.model.state_dict()}
-    data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
+    data.update({key: _plain(obj.state_dict()) for key, obj in self.checkpointables.items()})
     data.update(kwargs)
     path = Path(self.save_dir) / f"{name}.pth"
     self.logger.info("Saving checkpoint to %s", path)
     with replacing(path) as temporary:
         torch.save(data, temporary)
     self.tag_last_checkpoint(path.name)
+
+
+def _plain(state):
+    """Counters (the milestones of MultiStepLR) as dicts: torch < 2.4 refuses to load them with ``weights_only``."""
+    if isinstance(state, dict):
+        return {key: _plain(value) for key, value in state.items()}
+    return [_plain(value) for value in state] if isinstance(state, list) else state
 
 
 def _tag_last_checkpoint(self, last_filename_basename):
@@ -354,13 +378,18 @@ def _tag_last_checkpoint(self, last_filename_basename):
 
 
 def _load_checkpoint(self, path):
-    """Load a checkpoint file; tensors and plain values only, so that a downloaded file cannot run code."""
-    return torch.load(path, map_location=torch.device("cpu"), weights_only=True)
+    """Load a checkpoint file; tensors and plain values only, so that a downloaded file cannot run code.
+
+    A file that holds a bare state dict is taken for the model's; upstream fails on it with ``KeyError: 'model'``.
+    """
+    data = torch.load(path, map_location=torch.device("cpu"), weights_only=True)
+    return data if "model" in data else {"model": data}
 
 
 REPAIRS = (
     repair_imports,
     repair_optimizer,
+    repair_loss_logging,
     repair_loader_without_cuda,
     repair_worker_start,
     repair_loader_thread,

@@ -54,7 +54,13 @@ def _add_losses(losses: CN) -> None:
     losses.CROSS_CAMERA.PROXY_NORM = "dimension"
     # With fewer than NUM_NEGATIVES other proxies, count positives a second time in the denominator (ref).
     losses.CROSS_CAMERA.PAD_WITH_POSITIVES = True
-    losses.CROSS_CAMERA.SCALE = 0.5  # weight of each camera's mean; the cameras are summed
+    # "all": the own camera's proxy is a positive too (ref); "other_cameras": it is not.
+    losses.CROSS_CAMERA.POSITIVES = "all"
+    # "joint": all positives share one softmax with the negatives (ref); "single": each has one of its own.
+    losses.CROSS_CAMERA.DENOMINATOR = "joint"
+    # "camera": mean per camera, summed over the batch's cameras (ref); "image": mean over the batch.
+    losses.CROSS_CAMERA.AVERAGE = "camera"
+    losses.CROSS_CAMERA.SCALE = 0.5  # weight in the sum of the losses
 
     losses.HARD_INSTANCE = CN()
     losses.HARD_INSTANCE.TEMPERATURE = 0.1  # tau_h_ins
@@ -74,7 +80,7 @@ def _add_clustering(cfg: CN) -> None:
     cfg.CLUSTERING.PERIOD = 1
     cfg.CLUSTERING.K1 = 30  # neighbours of the k-reciprocal encoding, the image itself included
     cfg.CLUSTERING.K2 = 6  # neighbours of the query expansion, the image itself included; 1 switches it off
-    cfg.CLUSTERING.EPS = 0.55  # DBSCAN: largest Jaccard distance, in [0, 1], between two neighbours
+    cfg.CLUSTERING.EPS = 0.55  # DBSCAN: largest Jaccard distance, in (0, 1), between two neighbours
     cfg.CLUSTERING.MIN_SAMPLES = 4  # DBSCAN: neighbours within EPS, itself included, that make a core image
     cfg.CLUSTERING.NUM_CLUSTERS = 0  # number of clusters of METHOD "kmeans", which needs it
     # Neighbour search: "exact", or for very many images the approximate "ivf" and "hnsw", whose recall is logged.

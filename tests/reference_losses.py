@@ -22,7 +22,21 @@ def naive_agnostic(query, labels, centroids, temperature, smoothing):
     return total / len(query)
 
 
-def naive_cross_camera(query, labels, camids, proxies, proxy_labels, temperature, num_negatives, proxy_norm, pad):
+def naive_cross_camera(
+    query,
+    labels,
+    camids,
+    proxies,
+    proxy_labels,
+    proxy_camids,
+    temperature,
+    num_negatives,
+    proxy_norm,
+    pad,
+    positives="all",
+    denominator="joint",
+    average="camera",
+):
     axis = {"dimension": 0, "proxy": 1}[proxy_norm]
     proxies = proxies / proxies.square().sum(dim=axis, keepdim=True).sqrt()
     per_camera = {}
@@ -33,8 +47,15 @@ def naive_cross_camera(query, labels, camids, proxies, proxy_labels, temperature
         others = sorted((i for i in range(len(logits)) if i not in own), key=lambda i: -logits[i])[:num_negatives]
         if pad:
             others += sorted(own, reverse=True)[: num_negatives - len(others)]
-        log_sum = math.log(sum(math.exp(logits[i]) for i in own + others))
-        per_camera.setdefault(camera, []).append(-sum(logits[i] - log_sum for i in own) / len(own))
+        if positives == "other_cameras":
+            own = [i for i in own if proxy_camids[i] != camera]
+        terms = []
+        for i in own:
+            shared = own if denominator == "joint" else [i]
+            terms.append(math.log(sum(math.exp(logits[j]) for j in shared + others)) - logits[i])
+        per_camera.setdefault(camera, []).append(sum(terms) / len(terms) if terms else 0.0)
+    if average == "image":
+        return sum(sum(losses) for losses in per_camera.values()) / len(query)
     return sum(sum(losses) / len(losses) for losses in per_camera.values())
 
 

@@ -1,6 +1,7 @@
 """Each repair of fastreid: the thing that failed upstream works."""
 
 import importlib.metadata
+import os
 import queue
 import sys
 
@@ -80,7 +81,7 @@ def test_loader_without_cuda():
 
     assert build.DataLoaderX is compat.CpuDataLoader
     loader = build.DataLoaderX(0, dataset=range(5), batch_size=2, pin_memory=True, num_workers=64)
-    assert loader.num_workers <= 64 and not loader.pin_memory
+    assert loader.num_workers == min(64, os.cpu_count()) and not loader.pin_memory
     assert [batch.tolist() for batch in compat.CpuDataLoader(0, dataset=range(3), batch_size=2)] == [[0, 1], [2]]
     loader.shutdown()
 
@@ -143,6 +144,13 @@ class TestCheckpointer:
         checkpointer.save("model_0001", epoch=1)
         assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0001.pth")
         assert checkpointer.load(checkpointer.get_checkpoint_file()) == {"epoch": 1}
+
+    def test_a_bare_state_dict_is_a_model(self, tmp_path):
+        weights = torch.nn.Linear(2, 2).state_dict()
+        torch.save(weights, tmp_path / "bare.pth")
+        checkpointer = self.checkpointer(tmp_path)
+        checkpointer.load(str(tmp_path / "bare.pth"))
+        assert torch.equal(checkpointer.model.weight, weights["weight"])
 
     def test_a_crash_leaves_the_old_file(self, tmp_path, monkeypatch):
         checkpointer = self.checkpointer(tmp_path)

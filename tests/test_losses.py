@@ -23,11 +23,11 @@ def reference_losses(numbers: dict, query: torch.Tensor) -> dict[str, torch.Tens
     """Our losses of a golden batch, with the reference's weights."""
     labels = numbers["pseudo_labels"][numbers["batch_rows"]]
     camids = numbers["camids"][numbers["batch_rows"]]
-    proxies, proxy_labels = numbers["proxies"], numbers["proxy_labels"]
+    memory = numbers["proxies"], numbers["proxy_labels"], numbers["proxy_camids"]
     weak = numbers["weak"]
     return {
         "loss_agnostic": agnostic_loss(query, labels, numbers["centroids"]),
-        "loss_cross_camera": 0.5 * cross_camera_loss(query, labels, camids, proxies, proxy_labels),
+        "loss_cross_camera": 0.5 * cross_camera_loss(query, labels, camids, *memory),
         "loss_hard_instance": hard_instance_loss(query, numbers["key"], labels, labels),
         "loss_soft_instance": 10 * soft_instance_loss(query, numbers["key"], weak, weak),
     }
@@ -71,8 +71,10 @@ class TestCrossCamera:
     def case(self, queries=8, clusters=5, cameras=3, dim=6):
         labels = torch.randint(clusters, (queries,))
         proxy_labels = torch.arange(clusters).repeat(cameras)[: clusters * cameras - 2]  # two clusters miss a camera
+        proxy_camids = torch.arange(cameras).repeat_interleave(clusters)[: len(proxy_labels)]
         proxies = F.normalize(torch.randn(len(proxy_labels), dim), dim=1)
-        return torch.randn(queries, dim), labels, torch.randint(cameras, (queries,)), proxies, proxy_labels
+        camids = torch.randint(cameras, (queries,))
+        return torch.randn(queries, dim), labels, camids, proxies, proxy_labels, proxy_camids
 
     def test_by_hand(self):
         # Proxies of cluster 0 at 0 and 60 degrees, of cluster 1 at 90; the query at 0: cosines 1, 1/2, 0.
@@ -82,6 +84,7 @@ class TestCrossCamera:
             torch.tensor([0]),
             on_circle(0, 60, 90),
             torch.tensor([0, 0, 1]),
+            torch.tensor([0, 1, 0]),
             temperature=1.0,
             num_negatives=1,
             proxy_norm="proxy",
@@ -97,6 +100,18 @@ class TestCrossCamera:
         loss = cross_camera_loss(*case, 0.07, num_negatives, proxy_norm, pad)
         assert loss.item() == pytest.approx(expected, rel=1e-4)
 
+    @pytest.mark.parametrize("positives", ["all", "other_cameras"])
+    @pytest.mark.parametrize("denominator", ["joint", "single"])
+    @pytest.mark.parametrize("average", ["camera", "image"])
+    def test_variants_naive(self, positives, denominator, average):
+        case = self.case(cameras=2)  # some clusters are seen by one camera only
+        switches = {"positives": positives, "denominator": denominator, "average": average}
+        expected = naive_cross_camera(*case, 0.07, 4, "proxy", False, **switches)
+        query = case[0].requires_grad_()
+        loss = cross_camera_loss(query, *case[1:], 0.07, 4, "proxy", False, **switches)
+        assert loss.item() == pytest.approx(expected, rel=1e-4)
+        assert torch.autograd.grad(loss, query)[0].isfinite().all()
+
     def test_shares_of_a_batch_add_up(self):
         query, labels, camids, *proxies = self.case()
         whole = cross_camera_loss(query, labels, camids, *proxies)
@@ -105,9 +120,9 @@ class TestCrossCamera:
         torch.testing.assert_close(sum(shares), whole)
 
     def test_label_without_proxy(self):
-        query, labels, camids, proxies, proxy_labels = self.case()
+        query, labels, camids, *memory = self.case()
         with pytest.raises(ValueError, match=r"no proxy for the pseudo labels \[9\]"):
-            cross_camera_loss(query, torch.full_like(labels, 9), camids, proxies, proxy_labels)
+            cross_camera_loss(query, torch.full_like(labels, 9), camids, *memory)
 
     def test_unknown_norm_lists_the_choices(self):
         with pytest.raises(ValueError, match="dimension, proxy"):

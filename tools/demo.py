@@ -48,10 +48,10 @@ def main():
     images, labels = trainer.data_loader.images, trainer.clustering.labels
     identities = len(images.identities.unique())
     last = records[-1]
-    found = f"{last['clusters']:.0f}, {last['outliers']:.0f} outliers of {len(images)} images"
+    found = f"{int(labels.max()) + 1}, {int((labels < 0).sum())} outliers of {len(images)} images"
     best = next(record for record in records if record["best"])
     table = [
-        row("before training", records[0], ""),
+        *(row("before training", record, "") for record in records if record["epoch"] == 0),
         row(f"ICE, best epoch ({best['epoch']})", best, ""),
         row(f"ICE, last epoch ({last['epoch']})", last, found),
         row("with the true labels, last epoch", supervised[-1], f"{identities} identities"),

@@ -22,6 +22,8 @@ from fastreid_ice.engine import ICETrainer, setup
 def main(args):
     cfg = setup(args)
     if args.eval_only:
+        if not cfg.MODEL.WEIGHTS:
+            raise ValueError("--eval-only needs MODEL.WEIGHTS, the checkpoint to evaluate")
         cfg.defrost()
         cfg.MODEL.BACKBONE.PRETRAIN = False
         model = ICETrainer.build_model(cfg)

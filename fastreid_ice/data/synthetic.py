@@ -37,7 +37,7 @@ from fastreid_ice.data.synthetic_scenes import (
 logger = logging.getLogger(__name__)
 
 # Raise it with every change that alters the pictures: folders of another version are rendered again.
-VERSION = 1
+VERSION = 2
 MARKER = "synthetic_reid.json"
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 

@@ -38,7 +38,7 @@ class SceneDifficulty:
     """
 
     cast: float = 0.1
-    background: float = 0.25
+    background: float = 0.15
     degradation: float = 0.5
     light: float = 0.5
     view: float = 0.6

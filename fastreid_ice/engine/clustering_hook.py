@@ -30,8 +30,8 @@ class ClusteringHook(HookBase):
     """Cluster the training images before an epoch and train that epoch on the clusters.
 
     Executed before every ``CLUSTERING.PERIOD``-th epoch and before the first epoch of every run, so a resumed run
-    clusters with the weights it has just loaded. Every epoch starts from a seed of its own, so that a resumed epoch
-    draws what an uninterrupted one would have drawn.
+    clusters with the weights it has just loaded: with a period of 1, as an uninterrupted run would. Every epoch starts
+    from a seed of its own, so that a resumed epoch draws what an uninterrupted one would have drawn.
 
     Note:
         Register it in all workers or in none: it is a collective.
@@ -53,9 +53,13 @@ class ClusteringHook(HookBase):
         self.seed = seed
         self.labels: Tensor | None = None  # (N,) int64, of the last clustering
         self._extract = FeatureExtractor(len(images))
-        self._clusterer = None
+        self._clusterer: Clusterer | None = None
         if cfg.CLUSTERING.METHOD != GROUND_TRUTH:
-            self._clusterer = Clusterer(clustering_config(cfg))
+            clustering_config(cfg, seed)  # a wrong key is an error now, not after the model is built
+
+    def before_train(self):
+        if self.cfg.CLUSTERING.METHOD != GROUND_TRUTH:
+            self._clusterer = Clusterer(clustering_config(self.cfg, self.seed))
 
     def before_epoch(self):
         epoch = self.trainer.epoch
@@ -111,10 +115,10 @@ class ClusteringHook(HookBase):
         )
 
 
-def clustering_config(cfg) -> ClusteringConfig:
-    """The config's CLUSTERING node as the clustering package wants it; what is random there follows the SEED."""
+def clustering_config(cfg, seed: int) -> ClusteringConfig:
+    """The config's CLUSTERING node as the clustering package wants it; ``seed`` is that of the run."""
     keys = {key.lower(): value for key, value in cfg.CLUSTERING.items() if key != "PERIOD"}
-    return ClusteringConfig(**keys, seed=max(cfg.SEED, 0))
+    return ClusteringConfig(**keys, seed=seed)
 
 
 def check_clusters(num_clusters: int, num_outliers: int, cfg) -> None:
@@ -123,6 +127,13 @@ def check_clusters(num_clusters: int, num_outliers: int, cfg) -> None:
     if num_clusters >= needed:
         return
     node = cfg.CLUSTERING
+    if node.METHOD != "jaccard_dbscan":
+        origin = {"kmeans": f"CLUSTERING.NUM_CLUSTERS is {node.NUM_CLUSTERS}"}
+        origin = origin.get(node.METHOD, f"the training set has {num_clusters} identities")
+        raise ValueError(
+            f"A batch needs {needed} clusters (SOLVER.IMS_PER_BATCH / DATALOADER.NUM_INSTANCE), but {origin}. "
+            "Use a smaller batch, or more clusters."
+        )
     eps, min_samples = f"CLUSTERING.EPS (now {node.EPS})", f"CLUSTERING.MIN_SAMPLES (now {node.MIN_SAMPLES})"
     if num_clusters == 0:
         found, advice = f"no cluster: all {num_outliers} images are outliers", f"Raise {eps} or lower {min_samples}"

@@ -13,6 +13,7 @@ from fastreid.engine import hooks
 from fastreid.engine.train_loop import HookBase
 from fastreid.utils import comm
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -62,8 +63,10 @@ class BufferSyncHook(HookBase):
     def after_epoch(self):
         if comm.get_world_size() == 1:
             return
-        for buffer in unwrap(self.trainer.model).state_dict().values():
-            torch.distributed.broadcast(buffer, src=0)
+        for module in unwrap(self.trainer.model).modules():
+            if isinstance(module, _BatchNorm):
+                for statistic in module.buffers(recurse=False):
+                    torch.distributed.broadcast(statistic, src=0)
 
 
 class EvaluationHook(hooks.EvalHook):
@@ -79,6 +82,7 @@ class EvaluationHook(hooks.EvalHook):
 
     def before_train(self):
         if self._at_start and self.trainer.start_epoch == 0:
+            self.trainer.storage.iter = -1  # not that of the first step, whose epoch has scores of its own
             self._do_eval()
 
     def after_epoch(self):

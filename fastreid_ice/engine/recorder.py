@@ -52,7 +52,7 @@ class EpochRecorder(HookBase):
         self._write()
 
     def after_train(self):
-        if self.trainer.iter == self.trainer.max_iter:
+        if self.records and self.records[-1]["epoch"] == self.trainer.max_epoch:
             logger.info("Best and last epoch:\n%s", self.table())
 
     def _scalars(self) -> dict[str, float]:

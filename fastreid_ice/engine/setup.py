@@ -33,14 +33,22 @@ def setup(args):
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     notes = _adapt_to_device(cfg)
-    check_config(cfg)
+    if not args.eval_only:
+        check_config(cfg)
     cfg.freeze()
+    _forget_loggers()
     default_setup(cfg, args)
-    if not logging.getLogger("fastreid_ice").handlers:  # default_setup knows fastreid's own logger only
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fastreid_ice")
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fastreid_ice")
     for note in notes:
         logger.info(note)
     return cfg
+
+
+def _forget_loggers() -> None:
+    """Let a second run in this process log into its own folder only; fastreid would go on adding handlers."""
+    setup_logger.cache_clear()
+    for name in ("fastreid", "fastreid_ice"):
+        logging.getLogger(name).handlers.clear()
 
 
 def _adapt_to_device(cfg) -> list[str]:
@@ -70,6 +78,11 @@ def check_config(cfg) -> None:
         raise ValueError(
             f"SOLVER.WARMUP_EPOCHS ({cfg.SOLVER.WARMUP_EPOCHS}) and SOLVER.WARMUP_ITERS ({cfg.SOLVER.WARMUP_ITERS}) "
             "are both set; set one of them to 0"
+        )
+    if cfg.SOLVER.WARMUP_EPOCHS > 0 and cfg.SOLVER.DELAY_EPOCHS > 0:
+        raise ValueError(
+            f"SOLVER.DELAY_EPOCHS ({cfg.SOLVER.DELAY_EPOCHS}) would hold the warm-up over SOLVER.WARMUP_EPOCHS "
+            f"({cfg.SOLVER.WARMUP_EPOCHS}) too; set one of them to 0"
         )
     if cfg.DATALOADER.SAMPLER_TRAIN != SAMPLER:
         raise ValueError(f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}; ICE has {SAMPLER!r} only")

@@ -41,6 +41,8 @@ class ICETrainer(DefaultTrainer):
         seed_all_rng(self.run_state.seed)
         super().__init__(cfg)
         self.checkpointer.checkpointables["ice"] = self.run_state
+        if self.grad_scaler is not None:
+            self.checkpointer.checkpointables["grad_scaler"] = self.grad_scaler
 
     def resume_or_load(self, resume: bool = True):
         """As upstream; a resumed run goes on with the seed it was started with."""

@@ -13,21 +13,25 @@ def cross_camera_loss(
     camids: Tensor,
     proxies: Tensor,
     proxy_labels: Tensor,
+    proxy_camids: Tensor,
     temperature: float = 0.07,
     num_negatives: int = 50,
     proxy_norm: str = "dimension",
     pad_with_positives: bool = True,
+    positives: str = "all",
+    denominator: str = "joint",
+    average: str = "camera",
     batch_camids: Tensor | None = None,
 ) -> Tensor:
     """Softmax cross-entropy of each query over its cluster's camera proxies and the hardest other proxies.
 
     With s_ip = <query_i, proxy_p> / t, P(i) the proxies of i's cluster (its own camera's included) and N(i) the
-    ``num_negatives`` most similar other proxies:
+    ``num_negatives`` most similar proxies of other clusters:
 
         l_i = log sum_{p in P(i) + N(i)} exp(s_ip) - 1/|P(i)| sum_{p in P(i)} s_ip
         L   = sum over cameras c of the mean of l_i over the batch's images of camera c
 
-    This is the reference code's loss before its factor 0.5, two peculiarities included, each with a switch.
+    This is the reference code's loss before its factor 0.5, peculiarities included, each with a switch.
 
     Args:
         query: (N, D) float, embeddings of the online encoder; normalised here. The gradient flows here.
@@ -35,12 +39,17 @@ def cross_camera_loss(
         camids: (N,) int64 camera ids.
         proxies: (P, D) float, L2-normalised means of the clusters' features under one camera.
         proxy_labels: (P,) int64 pseudo label of each proxy.
+        proxy_camids: (P,) int64 camera id of each proxy.
         temperature: tau_c in the paper, > 0.
         num_negatives: size of N(i), >= 0.
         proxy_norm: "dimension" divides each of the D columns by its norm over the proxies, as the reference code
             does; "proxy" keeps each proxy of length 1.
         pad_with_positives: with fewer than ``num_negatives`` other proxies the reference code fills N(i) up with
-            proxies of P(i), which are then counted twice in the sum (those of the highest index).
+            proxies of the own cluster, which are then counted twice in the sum (those of the highest index).
+        positives: "all": P(i) as above; "other_cameras": without the proxy of the image's own camera. An image
+            whose cluster no other camera has seen then contributes 0.
+        denominator: "joint": as above; "single": the positive itself and N(i), for each positive.
+        average: "camera": as above; "image": the mean of l_i over the batch.
         batch_camids: (B,) int64 camera ids of the whole batch when the queries are one rank's share of it. The
             shares' losses add up to the loss of the whole batch. Default: ``camids``.
 
@@ -48,42 +57,65 @@ def cross_camera_loss(
         Scalar.
 
     Raises:
-        ValueError: sizes that do not fit, an unknown ``proxy_norm``, or a label without proxy.
+        ValueError: sizes that do not fit, an unknown choice, or a label without proxy.
     """
-    _check_sizes(query, labels, camids, proxies, proxy_labels)
-    similarity = F.normalize(query, dim=1) @ _normalize_proxies(proxies, proxy_norm).t()  # (N, P)
+    _check_sizes(query, labels, camids, proxies, proxy_labels, proxy_camids)
+    _check_choices(PROXY_NORM=proxy_norm, POSITIVES=positives, DENOMINATOR=denominator, AVERAGE=average)
+    similarity = F.normalize(query, dim=1) @ F.normalize(proxies, dim=_NORM_AXES[proxy_norm]).t()  # (N, P)
     own_cluster = labels[:, None] == proxy_labels[None, :]  # (N, P)
-    positives_per_query = own_cluster.sum(dim=1)
-    if not positives_per_query.all():
-        missing = labels[positives_per_query == 0].unique().tolist()
+    if not own_cluster.any(dim=1).all():
+        missing = labels[~own_cluster.any(dim=1)].unique().tolist()
         raise ValueError(f"cross_camera_loss: no proxy for the pseudo labels {missing}")
 
-    logits = similarity / temperature
+    positive = own_cluster
+    if positives == "other_cameras":
+        positive = own_cluster & (camids[:, None] != proxy_camids[None, :])
     hardest = _hardest_proxies(similarity, own_cluster, num_negatives)  # (N, K) indices
+    logits = similarity / temperature
     negatives = logits.gather(1, hardest)
     if not pad_with_positives:
         negatives = negatives.masked_fill(own_cluster.gather(1, hardest), float("-inf"))
-    positives = logits.masked_fill(~own_cluster, float("-inf"))
-    log_partition = torch.cat([positives, negatives], dim=1).logsumexp(dim=1)  # (N,)
-    mean_positive = logits.masked_fill(~own_cluster, 0).sum(dim=1) / positives_per_query
-    return ((log_partition - mean_positive) / _images_of_same_camera(camids, batch_camids)).sum()
+    losses = _contrast(logits, positive, negatives, denominator)  # (N,)
+    batch_camids = camids if batch_camids is None else batch_camids
+    return (losses / _images_averaged_over(camids, batch_camids, average)).sum()
 
 
-def _check_sizes(query, labels, camids, proxies, proxy_labels) -> None:
-    fits = len(query) == len(labels) == len(camids) and len(proxies) == len(proxy_labels)
+def _contrast(logits: Tensor, positive: Tensor, negatives: Tensor, denominator: str) -> Tensor:
+    """(N,) l_i from logits (N, P), the mask of the positives (N, P) and the negatives' logits (N, K)."""
+    counts = positive.sum(dim=1)
+    if denominator == "joint":
+        candidates = torch.cat([logits.masked_fill(~positive, float("-inf")), negatives], dim=1)
+        log_partition = candidates.masked_fill((counts == 0)[:, None], 0).logsumexp(dim=1)[:, None]  # (N, 1)
+    else:
+        log_partition = torch.cat([logits[:, :, None], negatives[:, None, :].expand(*logits.shape, -1)], dim=2)
+        log_partition = log_partition.logsumexp(dim=2)  # (N, P)
+    return (log_partition - logits).masked_fill(~positive, 0).sum(dim=1) / counts.clamp(min=1)
+
+
+def _check_sizes(query, labels, camids, proxies, proxy_labels, proxy_camids) -> None:
+    fits = len(query) == len(labels) == len(camids) and len(proxies) == len(proxy_labels) == len(proxy_camids)
     if not fits or query.shape[1] != proxies.shape[1]:
         raise ValueError(
             f"cross_camera_loss: query {tuple(query.shape)}, labels {tuple(labels.shape)}, camids "
-            f"{tuple(camids.shape)}, proxies {tuple(proxies.shape)} and proxy_labels {tuple(proxy_labels.shape)} "
-            "do not fit together"
+            f"{tuple(camids.shape)}, proxies {tuple(proxies.shape)}, proxy_labels {tuple(proxy_labels.shape)} and "
+            f"proxy_camids {tuple(proxy_camids.shape)} do not fit together"
         )
 
 
-def _normalize_proxies(proxies: Tensor, proxy_norm: str) -> Tensor:
-    axes = {"dimension": 0, "proxy": 1}
-    if proxy_norm not in axes:
-        raise ValueError(f"MODEL.LOSSES.CROSS_CAMERA.PROXY_NORM is {proxy_norm!r}; choose one of {', '.join(axes)}")
-    return F.normalize(proxies, dim=axes[proxy_norm])
+_NORM_AXES = {"dimension": 0, "proxy": 1}
+_CHOICES = {
+    "PROXY_NORM": tuple(_NORM_AXES),
+    "POSITIVES": ("all", "other_cameras"),
+    "DENOMINATOR": ("joint", "single"),
+    "AVERAGE": ("camera", "image"),
+}
+
+
+def _check_choices(**chosen: str) -> None:
+    for key, value in chosen.items():
+        if value not in _CHOICES[key]:
+            choices = ", ".join(_CHOICES[key])
+            raise ValueError(f"MODEL.LOSSES.CROSS_CAMERA.{key} is {value!r}; choose one of {choices}")
 
 
 def _hardest_proxies(similarity: Tensor, own_cluster: Tensor, count: int) -> Tensor:
@@ -95,7 +127,8 @@ def _hardest_proxies(similarity: Tensor, own_cluster: Tensor, count: int) -> Ten
     return ranking.topk(min(count, num_proxies), dim=1).indices
 
 
-def _images_of_same_camera(camids: Tensor, batch_camids: Tensor | None) -> Tensor:
-    """(N,) number of images in the whole batch that the camera of each query has."""
-    batch_camids = camids if batch_camids is None else batch_camids
+def _images_averaged_over(camids: Tensor, batch_camids: Tensor, average: str) -> Tensor:
+    """(N,) number of images of the whole batch among which each query's loss is averaged."""
+    if average == "image":
+        return torch.full_like(camids, len(batch_camids))
     return (camids[:, None] == batch_camids[None, :]).sum(dim=1)

@@ -18,7 +18,8 @@ class MemoryBankHead(nn.Module):
     """Feature map to embedding; holds the memory bank of the online encoder.
 
     Names in the state dict are those of fastreid's ``EmbeddingHead`` (``bottleneck.0.weight`` ...), so that weights
-    of the zoo load here and ours load there.
+    of the zoo load here and ours load there. The embedding is the neck's output: MODEL.HEADS.NECK_FEAT, which chooses
+    what fastreid's triplet loss sees, has no meaning here.
     """
 
     @configurable

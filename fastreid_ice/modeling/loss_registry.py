@@ -75,10 +75,14 @@ def CrossCameraLoss(step: StepFeatures, memory: MemoryBank, cfg) -> Tensor:  # n
         step.camids,
         memory.proxies,
         memory.proxy_labels,
+        memory.proxy_camids,
         temperature=node.TEMPERATURE,
         num_negatives=node.NUM_NEGATIVES,
         proxy_norm=node.PROXY_NORM,
         pad_with_positives=node.PAD_WITH_POSITIVES,
+        positives=node.POSITIVES,
+        denominator=node.DENOMINATOR,
+        average=node.AVERAGE,
         batch_camids=step.key_camids,
     )
     return node.SCALE * step.num_processes * share

@@ -28,12 +28,17 @@ def build_pretrained_backbone(cfg) -> nn.Module:
         return _build_and_download(cfg) if node.PRETRAIN else build_backbone(cfg)
     if not path.is_file():
         raise FileNotFoundError(f"MODEL.BACKBONE.PRETRAIN_PATH: there is no file {path}")
+    stored = torch.load(path, map_location="cpu", weights_only=True)  # upstream's own load would run code on old torch
     backbone = build_backbone(cfg)
-    _report(backbone, path)
+    _report(backbone, stored, path)
     return backbone
 
 
 def _build_and_download(cfg) -> nn.Module:
+    untrained = cfg.clone()
+    untrained.defrost()
+    untrained.MODEL.BACKBONE.PRETRAIN = False
+    build_backbone(untrained)  # so that a mistake in another key is not taken for a failed download
     try:
         return build_backbone(cfg)
     except Exception as error:
@@ -44,9 +49,8 @@ def _build_and_download(cfg) -> nn.Module:
         ) from error
 
 
-def _report(backbone: nn.Module, path: Path) -> None:
+def _report(backbone: nn.Module, stored: dict, path: Path) -> None:
     """Log how many of the backbone's tensors came from the file; fastreid loads whatever fits and goes on."""
-    stored = torch.load(path, map_location="cpu", weights_only=True)
     own = backbone.state_dict()
     loaded = [name for name, value in own.items() if name in stored and torch.equal(stored[name].cpu(), value)]
     if not loaded:
