@@ -23,6 +23,7 @@ import types
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 
 logger = logging.getLogger(__name__)
@@ -325,6 +326,25 @@ def repair_affine() -> None:
         build.T = _TorchvisionTransforms()
 
 
+def pixels_to_tensor(picture) -> torch.Tensor:
+    """(H, W) or (H, W, C) picture or array -> (C, H, W) tensor; bytes become float32 in 0..255, as upstream."""
+    pixels = np.array(picture)
+    if pixels.dtype == bool:  # a picture of two colours
+        pixels = pixels.astype(np.uint8) * 255
+    tensor = torch.from_numpy(pixels[:, :, None] if pixels.ndim == 2 else pixels).permute(2, 0, 1).contiguous()
+    return tensor.float() if tensor.dtype == torch.uint8 else tensor
+
+
+def repair_to_tensor() -> None:
+    """data/transforms/functional.py:46: pictures are read through torch's typed storages, which are to go.
+
+    Each loader worker warned of it, in every epoch.
+    """
+    functional, transforms = _fastreid("data.transforms.functional"), _fastreid("data.transforms.transforms")
+    if functional.to_tensor is not pixels_to_tensor:
+        _rebind(functional.to_tensor, pixels_to_tensor, functional, transforms)
+
+
 @contextmanager
 def replacing(path):
     """Yield a temporary name next to ``path`` that takes its place only when the block ends without an error."""
@@ -398,6 +418,7 @@ REPAIRS = (
     repair_ddp_without_cuda,
     repair_rerank,
     repair_affine,
+    repair_to_tensor,
     repair_checkpointer,
 )
 

@@ -133,6 +133,22 @@ def test_affine():
     assert view(Image.new("RGB", (32, 64), "white")).shape == (3, 64, 32)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "1"])
+def test_to_tensor_equals_torchvision(mode):
+    from fastreid.data.transforms import ToTensor
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels).convert(mode)
+    tensor = ToTensor()(picture)
+    assert tensor.dtype == torch.float32 and torch.equal(
+        tensor, pil_to_tensor(picture.convert("RGB" if mode == "RGB" else "L")).float()
+    )
+    if mode != "1":
+        assert torch.equal(ToTensor()(np.asarray(picture)), tensor)
+
+
 class TestCheckpointer:
     def checkpointer(self, folder):
         from fastreid.utils.checkpoint import Checkpointer
