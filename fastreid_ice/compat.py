@@ -20,6 +20,7 @@ import os
 import subprocess
 import sys
 import types
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -226,6 +227,37 @@ def repair_optional_cython() -> None:
 
 
 def compile_rank_evaluation() -> bool:
+    """Make fastreid's evaluation ready: compiled if that is possible, else in Python. Return which."""
+    compiled = _compile_rank_evaluation()
+    if not compiled:
+        _repair_python_ranking()
+    return compiled
+
+
+def _repair_python_ranking() -> None:
+    """evaluation/rank.py:120,156: the Python ranking fails when fewer than 50 gallery images are left for a query.
+
+    Its curves then have different lengths. They are cut to the shortest, and continued with their last value.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no Cython, at import
+        rank = _fastreid("evaluation.rank")
+    original = rank.evaluate_py
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def evaluate_py(distmat, q_pids, g_pids, q_camids, g_camids, max_rank, use_metric_cuhk03):
+        removed = (q_pids[:, None] == g_pids) & (q_camids[:, None] == g_camids)  # same person, same camera
+        shortest = distmat.shape[1] - int(removed.sum(axis=1).max())
+        ranked = min(max_rank, shortest)
+        cmc, *others = original(distmat, q_pids, g_pids, q_camids, g_camids, ranked, use_metric_cuhk03)
+        return np.pad(cmc, (0, max_rank - len(cmc)), mode="edge"), *others
+
+    rank.evaluate_py = evaluate_py
+
+
+def _compile_rank_evaluation() -> bool:
     """Compile fastreid's Cython evaluation with this interpreter if Cython is there; return whether it worked."""
     folder = Path(_fastreid("evaluation.rank_cylib").__file__).parent
     if importlib.util.find_spec("Cython") is None or not os.access(folder, os.W_OK):

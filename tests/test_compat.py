@@ -116,6 +116,18 @@ def test_failed_compilation_is_survived(monkeypatch, tmp_path):
     assert compat.compile_rank_evaluation() is False
 
 
+def test_python_ranking_of_a_small_gallery():
+    from fastreid.evaluation import rank
+
+    compat._repair_python_ranking()
+    # The first query finds its person second (the closest image is removed: same person, same camera), the other first.
+    distances = np.array([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]])
+    query, gallery = np.array([1, 2]), np.array([1, 3, 1, 2])
+    cmc, precisions, _ = rank.evaluate_py(distances, query, gallery, np.zeros(2), np.array([0, 1, 1, 1]), 50, False)
+    assert cmc.tolist() == [0.5] + [1.0] * 49
+    assert precisions == pytest.approx([0.5, 1.0])
+
+
 @without_cuda
 def test_rerank_without_gpu():
     from fastreid.utils.compute_dist import build_dist
