@@ -38,6 +38,20 @@ def test_cameras_are_numbered_in_natural_order():
     assert _numbered([7, -1, 7]).tolist() == [1, 0, 1]
 
 
+def test_msmt17_trains_on_its_validation_images_too(tmp_path, monkeypatch):
+    folder = tmp_path / "MSMT17_V2"
+    for name in ("mask_train_v2", "mask_test_v2"):
+        (folder / name).mkdir(parents=True)
+    lists = {"train": ["0000/0000_000_01_a.jpg 0", "0001/0001_000_02_a.jpg 1"], "val": ["0001/0001_001_11_a.jpg 1"]}
+    lists |= {"query": ["0000/0000_000_01_b.jpg 0"], "gallery": ["0000/0000_001_05_b.jpg 0"]}
+    for name, lines in lists.items():
+        (folder / f"list_{name}.txt").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr("fastreid.data.build._root", str(tmp_path))
+    with_val = load_training_images(ice_config(DATASETS__NAMES=("MSMT17TrainVal",)))
+    assert with_val.identities.tolist() == [0, 1, 1] and with_val.camids.tolist() == [0, 1, 2]
+    assert len(load_training_images(ice_config(DATASETS__NAMES=("MSMT17",)))) == 2
+
+
 def test_missing_dataset_names_the_folder_and_the_variable(monkeypatch, tmp_path):
     monkeypatch.setattr("fastreid.data.build._root", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="Market1501 of DATASETS.NAMES.*FASTREID_DATASETS"):

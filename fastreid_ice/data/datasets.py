@@ -13,6 +13,7 @@ import torch
 from fastreid.data import build as fastreid_build
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
+from fastreid.data.datasets.msmt17 import MSMT17
 from fastreid.utils import comm
 from torch import Tensor
 
@@ -119,3 +120,17 @@ class SyntheticReID(ImageDataset):
             else:
                 items.append((str(path), identity, camera))
         return items
+
+
+@DATASET_REGISTRY.register()
+class MSMT17TrainVal(MSMT17):
+    """MSMT17 with its validation images among the training images, as the reference code and its field train.
+
+    fastreid's own ``MSMT17`` trains on ``list_train.txt`` alone; with ``DATASETS.COMBINEALL`` it adds the validation
+    images, but the query and gallery images too.
+    """
+
+    def __init__(self, root: str = "datasets", **kwargs):
+        super().__init__(root, **kwargs)
+        if not self.combineall:
+            self._train = [*self.train, *self.process_dir(self.train_dir, self.list_val_path)]
