@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (slow to import
 from fastreid_ice.engine import ICETrainer, setup
 from fastreid_ice.engine.clustering_hook import check_clusters, summarize
 from fastreid_ice.engine.setup import check_config
+from fastreid_ice.modeling import ICE
 from tests.conftest import ROOT, ice_config
 
 pytestmark = pytest.mark.usefixtures("tiny_dataset")
@@ -37,10 +38,13 @@ def metrics(output_dir) -> list[dict]:
     return [json.loads(line) for line in (Path(output_dir) / "metrics.json").read_text().splitlines()]
 
 
+WARM_UP = {"SOLVER__WARMUP_EPOCHS": 2}
+
+
 @pytest.fixture(scope="module")
 def two_epochs(tiny_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    trainer = train(folder)
+    trainer = train(folder, **WARM_UP)
     return folder, trainer
 
 
@@ -83,7 +87,8 @@ class TestTwoEpochs:
         assert any(name.startswith("momentum_encoder.") and "running_mean" in name for name in best["model"])
 
     def test_learning_rate(self, two_epochs):
-        assert {line["lr"] for line in metrics(two_epochs[0]) if "lr" in line} == {3.5e-4}
+        rates = [line["lr"] for line in metrics(two_epochs[0]) if "lr" in line]
+        assert rates == pytest.approx([3.5e-5, 3.5e-4 * 0.55])
 
     def test_evaluating_the_checkpoint_gives_the_logged_scores(self, two_epochs):
         folder, trainer = two_epochs
@@ -105,7 +110,7 @@ def test_resume_equals_uninterrupted(two_epochs, tmp_path):
     class InterruptedError(Exception):
         pass
 
-    cfg = ice_config(OUTPUT_DIR=str(tmp_path))
+    cfg = ice_config(OUTPUT_DIR=str(tmp_path), **WARM_UP)
     trainer = ICETrainer(cfg)
     trainer.resume_or_load(resume=False)
     run_step = trainer.run_step
@@ -119,7 +124,7 @@ def test_resume_equals_uninterrupted(two_epochs, tmp_path):
     with pytest.raises(InterruptedError):
         trainer.train()
     torch.manual_seed(99)  # whatever the state of the generators was
-    train(tmp_path, resume=True)
+    train(tmp_path, resume=True, **WARM_UP)
     whole = torch.load(two_epochs[0] / "model_final.pth", weights_only=True)
     resumed = torch.load(tmp_path / "model_final.pth", weights_only=True)
     assert all(torch.equal(whole["model"][name], resumed["model"][name]) for name in whole["model"])
@@ -133,7 +138,7 @@ def test_resume_equals_uninterrupted(two_epochs, tmp_path):
 
 def test_resuming_a_finished_run_evaluates(two_epochs):
     folder, _ = two_epochs
-    again = ICETrainer(ice_config(OUTPUT_DIR=str(folder)))
+    again = ICETrainer(ice_config(OUTPUT_DIR=str(folder), **WARM_UP))
     again.resume_or_load(resume=True)
     assert again.start_epoch == 2
     scores = again.train()
@@ -142,7 +147,7 @@ def test_resuming_a_finished_run_evaluates(two_epochs):
 
 def test_best_survives_a_resume(two_epochs):
     folder, trainer = two_epochs
-    again = ICETrainer(ice_config(OUTPUT_DIR=str(folder), SOLVER__MAX_EPOCH=3))
+    again = ICETrainer(ice_config(OUTPUT_DIR=str(folder), SOLVER__MAX_EPOCH=3, **WARM_UP))
     again.resume_or_load(resume=True)
     assert again.run_state == trainer.run_state and again.run_state.best_metric > 0
 
@@ -186,11 +191,14 @@ def test_period_of_the_clustering(tmp_path):
     assert ["clusters" in row for row in records(tmp_path)[1:]] == [True, False, True]
 
 
-def test_precise_bn(tmp_path):
+def test_precise_bn(tmp_path, monkeypatch):
+    passes = []
+    move = ICE._move_batch_statistics
+    monkeypatch.setattr(ICE, "_move_batch_statistics", lambda model, batch: passes.append(1) or move(model, batch))
     overrides = {"ENABLED": True, "DATASET": "TinyReID", "NUM_ITER": 2}
     overrides = {f"TEST__PRECISE_BN__{key}": value for key, value in overrides.items()}
     train(tmp_path, SOLVER__MAX_EPOCH=1, **overrides)
-    assert records(tmp_path)[-1]["mAP"] > 0
+    assert len(passes) == 2 and records(tmp_path)[-1]["mAP"] > 0
 
 
 def test_warm_up_by_epoch(tmp_path):
