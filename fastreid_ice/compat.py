@@ -27,6 +27,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fastreid_ice.files import replacing
+
 logger = logging.getLogger(__name__)
 
 FASTREID_VERSION = "1.4.0"
@@ -375,18 +377,6 @@ def repair_to_tensor() -> None:
     functional, transforms = _fastreid("data.transforms.functional"), _fastreid("data.transforms.transforms")
     if functional.to_tensor is not pixels_to_tensor:
         _rebind(functional.to_tensor, pixels_to_tensor, functional, transforms)
-
-
-@contextmanager
-def replacing(path):
-    """Yield a temporary name next to ``path`` that takes its place only when the block ends without an error."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def repair_checkpointer() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastreid_ice.files import replacing
 from fastreid_ice.report import contact_sheet, training_curves
 from fastreid_ice.report.contact_sheet import (
     COLUMN,
@@ -19,7 +20,6 @@ from fastreid_ice.report.contact_sheet import (
     identity_colour,
 )
 from fastreid_ice.report.curves import build_figure
-from fastreid_ice.report.files import write_atomically
 
 
 @pytest.fixture
@@ -132,12 +132,9 @@ def test_a_failed_write_keeps_the_older_picture(tmp_path):
     path = tmp_path / "picture.png"
     path.write_bytes(b"older")
 
-    def fails(temporary):
+    with pytest.raises(OSError, match="No space left"), replacing(path) as temporary:
         temporary.write_bytes(b"half")
         raise OSError("No space left on device")
-
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, fails)
     assert path.read_bytes() == b"older"
     assert [entry.name for entry in tmp_path.iterdir()] == ["picture.png"]
 

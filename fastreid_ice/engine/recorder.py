@@ -6,12 +6,13 @@ import json
 import logging
 from pathlib import Path
 
-from fastreid_ice.compat import replacing
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 from fastreid.engine.train_loop import HookBase
 from tabulate import tabulate
 
 from fastreid_ice.engine.hooks import RunState
+from fastreid_ice.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,6 @@ class EpochRecorder(HookBase):
     def _write(self) -> None:
         for row in self.records:
             row["best"] = row["epoch"] == self._state.best_epoch + 1 and self._state.best_epoch >= 0
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self._path) as temporary:
             temporary.write_text(json.dumps(self.records, indent=1) + "\n")
 

@@ -14,6 +14,7 @@ from fastreid.utils.logger import setup_logger
 
 from fastreid_ice.config import add_ice_config
 from fastreid_ice.data.samplers import check_batch
+from fastreid_ice.modeling.bn_chunks import chunks_per_process
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def check_config(cfg) -> None:
     processes = comm.get_world_size()
     check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE, processes)
     share = cfg.SOLVER.IMS_PER_BATCH // processes
-    chunks = cfg.MODEL.ICE.BN_CHUNKS or max(1, 4 // processes)
+    chunks = chunks_per_process(cfg.MODEL.ICE.BN_CHUNKS, processes)
     if share % chunks or share // chunks < 2:
         raise ValueError(
             f"MODEL.ICE.BN_CHUNKS ({chunks}) must divide the {share} images that a process has "

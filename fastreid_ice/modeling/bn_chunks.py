@@ -37,6 +37,11 @@ def _chunked_class(bn_class: type) -> type:
     return _CHUNKED_CLASSES[bn_class]
 
 
+def chunks_per_process(configured: int, num_processes: int) -> int:
+    """MODEL.ICE.BN_CHUNKS, where 0 stands for four chunks over all processes together, at least one in each."""
+    return configured or max(1, 4 // num_processes)
+
+
 def set_bn_chunks(module: nn.Module, chunks: int) -> int:
     """Let every batch normalisation of ``module`` work on ``chunks`` chunks. Names in the state dict do not change.
 

@@ -20,7 +20,7 @@ from fastreid.modeling.meta_arch.baseline import Baseline
 from fastreid.utils import comm
 from torch import Tensor, nn
 
-from fastreid_ice.modeling.bn_chunks import set_bn_chunks
+from fastreid_ice.modeling.bn_chunks import chunks_per_process, set_bn_chunks
 from fastreid_ice.modeling.loss_registry import StepFeatures, build_losses
 from fastreid_ice.modeling.memory_bank import MemoryBank
 from fastreid_ice.modeling.pretrained import build_pretrained_backbone
@@ -88,7 +88,7 @@ class ICE(Baseline):
         self.momentum = momentum
         self.unused_passes = unused_passes
         self.eval_encoder = eval_encoder
-        chunks = bn_chunks or max(1, 4 // comm.get_world_size())
+        chunks = chunks_per_process(bn_chunks, comm.get_world_size())
         set_bn_chunks(self, chunks)
         self.shuffles = shuffle_bn and chunks * comm.get_world_size() > 1
         self._shuffle_generator = torch.Generator()

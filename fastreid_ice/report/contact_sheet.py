@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fastreid_ice.report.files import write_atomically
+from fastreid_ice.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,9 @@ def contact_sheet(
             identity = None if identities is None else int(identities[index])
             camera = None if cameras is None else int(cameras[index])
             _draw_thumbnail(sheet, draw, corner, Path(image_paths[index]), identity, camera, row.majority)
-    path = write_atomically(out_path, lambda temporary: sheet.save(temporary))
+    with replacing(out_path) as temporary:
+        sheet.save(temporary)
+    path = Path(out_path)
     logger.info("Wrote a contact sheet of %d of %d clusters to %s", *_shown(rows, labels), path)
     return path
 

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fastreid_ice.report.files import write_atomically
+from fastreid_ice.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,9 @@ def training_curves(
         if "epoch" not in record:
             raise ValueError(f"A record has the keys {sorted(record)}, but needs 'epoch' as well.")
     figure = build_figure(records, true_identities, title)
-    path = write_atomically(out_path, lambda temporary: figure.savefig(temporary, dpi=130, facecolor="white"))
+    with replacing(out_path) as temporary:
+        figure.savefig(temporary, dpi=130, facecolor="white")
+    path = Path(out_path)
     logger.info("Wrote the curves of %d epochs to %s", len(records), path)
     return path
 
