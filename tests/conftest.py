@@ -4,15 +4,22 @@ import os
 import tempfile
 from pathlib import Path
 
-# fastreid reads this when fastreid.data is imported, so it is set before any test imports it.
-os.environ["FASTREID_DATASETS"] = tempfile.mkdtemp(prefix="fastreid_ice_tests_")
-
 import numpy as np
 import pytest
 import torch
 
 DATA = Path(__file__).parent / "data"
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_configure(config):
+    """Let the tests render into a folder of their own, gone after them; processes they start inherit it.
+
+    fastreid reads the variable when fastreid.data is imported, so it is set before any test is collected.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="fastreid_ice_tests_")
+    config.add_cleanup(folder.cleanup)
+    os.environ["FASTREID_DATASETS"] = folder.name
 
 
 def load_numbers(*names: str) -> dict:
