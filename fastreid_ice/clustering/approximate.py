@@ -11,64 +11,107 @@ from .neighbors import search_in_float64
 logger = logging.getLogger(__name__)
 
 HNSW_LINKS = 32  # per image and layer; faiss's M
+HNSW_BUILD = 64  # candidates while an image is linked; faiss's efConstruction
+HNSW_MOST = 1024  # largest efSearch
+CELL_SAMPLE = 64  # images per cell that k-means sees; faiss asks for at least 39
+CELL_PASSES = 10  # of that k-means
 RECALL_SAMPLE = 256  # images whose true neighbours are computed
+TOLERANCE = 1e-6  # of float32 products of unit rows
 
 
-def approximate_neighbors(features, k, kind="hnsw", rows=None, seed=0, memory_budget_mb=256):
+def approximate_neighbors(features, k, kind="hnsw", rows=None, seed=0, memory_budget_mb=256, target_recall=0.95):
     """Find about the k most similar images of each image with a faiss index on the CPU.
 
-    Images for which the index returns fewer than k (HNSW among many identical images) are searched exactly.
+    The true neighbours of a sample are computed; the effort of the search (cells probed by "ivf", candidates kept by
+    "hnsw") is doubled until the index finds ``target_recall`` of them. Images for which the index returns fewer than k
+    (HNSW among many identical images) are searched exactly.
 
     Args:
         features: (N, D) float32 unit rows; copied to the CPU if they are elsewhere.
         k: length of a list, capped at N.
-        kind: "ivf" (inverted lists, 4 sqrt(N) cells, 1/16 of them probed) or "hnsw" (navigable graph).
+        kind: "ivf" (inverted lists: 4 sqrt(N) cells) or "hnsw" (navigable graph, built in parallel, so that its lists
+            may differ a little from run to run).
         rows: (start, stop) to search for only these images, default all.
-        seed: of the sample for the recall.
+        seed: of the sample.
         memory_budget_mb: bounds the scratch memory of exact searches, in MiB.
+        target_recall: share of the sample's true neighbours to find, in (0, 1]. "ivf" reaches every target, if need be
+            by probing all cells; "hnsw" may not, which is logged.
 
     Returns:
-        similarities (n, K) float32, ranks (n, K) int64, and the recall: the share of the true neighbours of up to
-        256 sampled images of the rows that the lists hold (1.0 if there are no rows).
+        similarities (n, K) float32, ranks (n, K) int64, and the recall over up to 256 sampled rows: the share of the
+        entries that are as similar as the true K-th neighbour, so that equally similar images count alike (1.0 if
+        there are no rows).
     """
     start, stop = rows if rows is not None else (0, len(features))
     vectors = features.detach().cpu()
     length = min(k, len(vectors))
     if start == stop:
         return torch.empty(0, length), torch.empty(0, length, dtype=torch.int64), 1.0
+    sample = torch.randperm(stop - start, generator=torch.Generator().manual_seed(seed))[:RECALL_SAMPLE]
+    least = search_in_float64(vectors, sample + start, length, memory_budget_mb)[0][:, -1:]
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(torch.get_num_threads())
     try:
-        index = _build_index(vectors.numpy(), length, kind)
-        similarities, ranks = (torch.from_numpy(found) for found in index.search(vectors[start:stop].numpy(), length))
+        search = _IVF(vectors.numpy()) if kind == "ivf" else _HNSW(vectors.numpy(), length)
+        sampled = vectors[sample + start].numpy()
+        while _recall(search(sampled, length)[0], least) < target_recall and search.effort < search.most:
+            search.effort = min(2 * search.effort, search.most)
+        similarities, ranks = search(vectors[start:stop].numpy(), length)
     finally:
         faiss.omp_set_num_threads(before)
     short = (ranks < 0).any(dim=1).nonzero().flatten()
     similarities[short], ranks[short] = search_in_float64(vectors, short + start, length, memory_budget_mb)
-    recall = _recall(vectors, ranks, start, seed, memory_budget_mb)
-    logger.info("Approximate search (CLUSTERING.KNN %s): recall %.4f at %d neighbours.", kind, recall, length)
+    recall = _recall(similarities[sample], least)
+    level = logging.INFO if recall >= target_recall else logging.WARNING
+    logger.log(
+        level,
+        "Approximate search (CLUSTERING.KNN %s, %s %d of %d): recall %.4f at %d neighbours; CLUSTERING.KNN_RECALL is %g.",
+        *(kind, search.unit, search.effort, search.most, recall, length, target_recall),
+    )
     return similarities.to(features.device), ranks.to(features.device), recall
 
 
-def _build_index(vectors, length, kind):
-    images, dimensions = vectors.shape
-    if kind == "hnsw":
-        index = faiss.IndexHNSWFlat(dimensions, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = 80
-        index.hnsw.efSearch = max(64, 2 * length)
-    else:
-        cells = max(1, min(int(4 * np.sqrt(images)), images // 39))  # 39 images train a cell, as faiss asks for
-        quantizer = faiss.IndexFlatIP(dimensions)
-        index = faiss.IndexIVFFlat(quantizer, dimensions, cells, faiss.METRIC_INNER_PRODUCT)
-        index.nprobe = max(1, cells // 16)
-        index.train(vectors)
-    index.add(vectors)
-    return index
+class _IVF:
+    """Inverted lists; the effort is the number of cells probed per image."""
+
+    unit = "cells"
+
+    def __init__(self, vectors):
+        images, dimensions = vectors.shape
+        cells = max(1, min(int(4 * np.sqrt(images)), images // 39))
+        self._index = faiss.IndexIVFFlat(
+            faiss.IndexFlatIP(dimensions), dimensions, cells, faiss.METRIC_INNER_PRODUCT
+        )
+        training = self._index.cp
+        training.spherical = True  # else a long mean attracts images by its length, and cells become unequal
+        training.niter, training.max_points_per_centroid = CELL_PASSES, CELL_SAMPLE
+        self._index.train(vectors)
+        self._index.add(vectors)
+        self.effort, self.most = min(4, cells), cells
+
+    def __call__(self, vectors, k):
+        """Similarities and ranks (n, k) of these rows; -1 where fewer were found."""
+        self._index.nprobe = self.effort
+        return tuple(torch.from_numpy(found) for found in self._index.search(vectors, k))
 
 
-def _recall(vectors, ranks, start, seed, memory_budget_mb):
-    """Share of the true lists of a sample of rows that ``ranks`` (n, K) holds."""
-    generator = torch.Generator().manual_seed(seed)
-    sample = torch.randperm(len(ranks), generator=generator)[:RECALL_SAMPLE]
-    truth = search_in_float64(vectors, sample + start, ranks.shape[1], memory_budget_mb)[1]
-    return (truth[:, :, None] == ranks[sample][:, None, :]).any(dim=2).double().mean().item()
+class _HNSW:
+    """Navigable graph; the effort is the number of candidates kept per image (efSearch)."""
+
+    unit = "candidates"
+
+    def __init__(self, vectors, k):
+        self._index = faiss.IndexHNSWFlat(vectors.shape[1], HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+        self._index.hnsw.efConstruction = HNSW_BUILD
+        self._index.add(vectors)
+        self.effort, self.most = k, max(k, HNSW_MOST)
+
+    def __call__(self, vectors, k):
+        """Similarities and ranks (n, k) of these rows; -1 where fewer were found."""
+        self._index.hnsw.efSearch = self.effort
+        return tuple(torch.from_numpy(found) for found in self._index.search(vectors, k))
+
+
+def _recall(similarities, least):
+    """Share of the similarities (n, K) that reach the true K-th ones, ``least`` (n, 1)."""
+    return (similarities >= least - TOLERANCE).double().mean().item()

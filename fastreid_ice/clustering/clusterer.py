@@ -35,7 +35,7 @@ class ClusteringResult:
         peak_memory_mb: high-water mark in MiB after each stage, since the start of the process: resident memory, or
             allocated memory of the accelerator where the features are on one.
         knn_recall: lowest share, over the ranks, of the true neighbours that an approximate search found on a
-            sample; None if the search was exact.
+            sample (see :func:`approximate_neighbors`); None if the search was exact.
     """
 
     labels: Tensor
@@ -101,7 +101,7 @@ class Clusterer:
                 options = {"memory_budget_mb": config.memory_budget_mb, "allow_tf32": config.allow_tf32}
                 found = nearest_neighbors(features, config.k1, rows, config.backend, **options)
             else:
-                options = config.knn, rows, config.seed, config.memory_budget_mb
+                options = config.knn, rows, config.seed, config.memory_budget_mb, config.knn_recall
                 *found, recall = approximate_neighbors(features, config.k1, *options)
             if shared:
                 found = [distributed.gather_rows(part, images) for part in found]

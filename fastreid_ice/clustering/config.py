@@ -18,6 +18,8 @@ class ClusteringConfig:
         eps: CLUSTERING.EPS. Largest Jaccard distance between two DBSCAN neighbours, in (0, 1).
         min_samples: CLUSTERING.MIN_SAMPLES. Images within eps, itself included, that make an image a core image.
         knn: CLUSTERING.KNN. "exact", or for very large sets the faiss indexes "ivf" and "hnsw" (recall is logged).
+        knn_recall: CLUSTERING.KNN_RECALL. Share of the true neighbours that "ivf" and "hnsw" are to find, in (0, 1]:
+            they search as thoroughly as a sample of the images needs for it.
         num_clusters: CLUSTERING.NUM_CLUSTERS. Number of clusters of "kmeans"; not used by "jaccard_dbscan".
         memory_budget_mb: CLUSTERING.MEMORY_BUDGET_MB. Bounds the scratch memory of a chunk, in MiB; no result depends
             on it.
@@ -34,6 +36,7 @@ class ClusteringConfig:
     eps: float = 0.55
     min_samples: int = 4
     knn: str = "exact"
+    knn_recall: float = 0.95
     num_clusters: int = 0
     memory_budget_mb: int = 256
     backend: str = "auto"
@@ -49,6 +52,8 @@ class ClusteringConfig:
                 raise ValueError(f"CLUSTERING.{key.upper()} is {getattr(self, key)}; it must be at least 1.")
         if not 0 < self.eps < 1:
             raise ValueError(f"CLUSTERING.EPS is {self.eps}; a Jaccard distance threshold lies between 0 and 1.")
+        if not 0 < self.knn_recall <= 1:
+            raise ValueError(f"CLUSTERING.KNN_RECALL is {self.knn_recall}; it must be above 0 and at most 1.")
         if self.k2 > self.k1:
             raise ValueError(f"CLUSTERING.K2 is {self.k2} but a neighbour list has CLUSTERING.K1 = {self.k1} entries.")
         if self.method == "kmeans" and self.num_clusters < 1:
