@@ -12,10 +12,12 @@ less that before the clustering, the features already loaded (Linux only).
 import argparse
 import contextlib
 import ctypes
+import logging
 import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -64,6 +66,7 @@ class Meter:
 
     def __init__(self):
         self.wall, self.cpu, self.memory = {}, {}, {}
+        self.sums = 0  # minima that the Jaccard stage adds up
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)  # what making the features left behind is not ours
         self.base = _resident("VmRSS")
@@ -100,6 +103,8 @@ def cluster_stages(meter, features, neighbors=None):
     """Run our stages under the meter; returns labels."""
     similarities, ranks = neighbors or meter("search", nearest_neighbors, features, K1)
     encoding = meter("reciprocal", k_reciprocal_encoding, features, ranks, similarities, K1, K2)
+    columns = np.bincount(encoding.indices).astype(np.int64)
+    meter.sums = int((columns * (columns + 1) // 2).sum())
     graph = meter("jaccard", jaccard_distances, encoding, EPS)
     return meter("dbscan", dbscan, graph, MIN_SAMPLES)
 
@@ -137,7 +142,8 @@ def measure(source, dimensions, args):
 def report(title, features, labels, meter):
     """Print a row per stage with its ratio to the flat search, then the total of all stages but the search."""
     print(f"\n{title}: {len(features):,} x {features.shape[1]}, {int(labels.max()) + 1} clusters, "
-          f"{int((labels < 0).sum())} outliers, load {os.getloadavg()[0]:.1f}")  # fmt: skip
+          f"{int((labels < 0).sum())} outliers, {meter.sums / len(features):,.0f} minima summed per image, "
+          f"load {os.getloadavg()[0]:.1f}")  # fmt: skip
     wall = {stage: median(times) for stage, times in meter.wall.items()}
     cpu = {stage: median(times) for stage, times in meter.cpu.items()}
     memory = dict(meter.memory)
@@ -157,11 +163,12 @@ def growth(sizes, seconds):
 
 
 def totals(runs):
-    """Of each run: images, cpu seconds of the search, cpu seconds of the rest, peak memory of the rest."""
+    """Of each run: images, cpu seconds of the search and of the rest, peak memory of the rest, minima summed."""
     rows = []
     for images, meter in runs:
         rest = sum(median(meter.cpu[stage]) for stage in STAGES[1:])
-        rows.append((images, median(meter.cpu["search"]), rest, max(meter.memory[stage] for stage in STAGES[1:])))
+        memory = max(meter.memory[stage] for stage in STAGES[1:])
+        rows.append((images, median(meter.cpu["search"]), rest, memory, meter.sums))
     return np.array(rows).T
 
 
@@ -172,7 +179,7 @@ def draw(runs, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    images, search, rest, memory = totals(runs)
+    images, search, rest, memory, _ = totals(runs)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     left.loglog(images, search, "o-", label="exact neighbour search")
     left.loglog(images, rest, "s-", label="reciprocal + Jaccard + DBSCAN")
@@ -205,13 +212,15 @@ def search_in_blocks(features, k, size=10_000):
 
 def million(args):
     """One million synthetic images with neighbours from an approximate index."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     prepare_process(args.threads)
     features = synthetic_features(1_000_000, 64)
     meter = Meter()
     if args.index == "blocks":
         *neighbors, recall = meter("index", search_in_blocks, features, K1)
     else:
-        *neighbors, recall = meter("index", approximate_neighbors, features, K1, args.index)
+        search = partial(approximate_neighbors, target_recall=args.recall)
+        *neighbors, recall = meter("index", search, features, K1, args.index)
     labels = cluster_stages(meter, features, neighbors)
     report(f"synthetic, {args.index}, recall {recall:.3f}", features, labels, meter)
 
@@ -226,6 +235,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--million", action="store_true")
+    parser.add_argument("--recall", type=float, default=0.8, help="of the index, for --million")
     parser.add_argument("--index", choices=("hnsw", "ivf", "blocks"), default="hnsw", help="for --million")
     args = parser.parse_args()
     if args.million:
@@ -234,11 +244,13 @@ def main():
         in_fresh_process(measure, path, None, args)
     runs = [in_fresh_process(measure, size, args.dimensions, args) for size in args.sizes]
     if len(runs) > 1:
-        images, _, rest, _ = totals(runs)
-        print(f"\ngrowth without the search: exponent {growth(images, rest):.3f} over all sizes")
-        large = images >= 10_000
-        if large.sum() > 1:
-            print(f"from 10,000 on: exponent {growth(images[large], rest[large]):.3f}")
+        images, _, rest, _, sums = totals(runs)
+        print("\ngrowth without the search: exponent of the time, and of the minima to be summed")
+        for least in (0, 10_000):
+            large = images >= least
+            if large.sum() > 1:
+                print(f"from {images[large][0]:,.0f} on: {growth(images[large], rest[large]):.3f}, "
+                      f"{growth(images[large], sums[large]):.3f}")  # fmt: skip
     if args.figure:
         draw(runs, args.figure)
 

@@ -85,7 +85,7 @@ def _add_clustering(cfg: CN) -> None:
     cfg.CLUSTERING.NUM_CLUSTERS = 0  # number of clusters of METHOD "kmeans", which needs it
     # Neighbour search: "exact", or for very many images the approximate "ivf" and "hnsw", whose recall is logged.
     cfg.CLUSTERING.KNN = "exact"
-    cfg.CLUSTERING.KNN_RECALL = 0.95  # share of the true neighbours that they are to find, on a sample; in (0, 1]
+    cfg.CLUSTERING.KNN_RECALL = 0.9  # share of the true neighbours that they are to find, on a sample; in (0, 1]
     # "numba": compiled kernels on the CPU; "torch": tensors on the device of the features; "auto": torch for features
     # on an accelerator. Both give the same labels.
     cfg.CLUSTERING.BACKEND = "auto"

@@ -114,6 +114,13 @@ def test_jaccard_by_hand(backend):
     )
     assert np.isnan(dense(jaccard_distances(encoding, 0.39))[0, 1])
     assert dense(jaccard_distances(encoding, 0.9))[1, 2] == pytest.approx(6 / 7)
+    # Images that share nothing are no pair, whatever eps below 1.
+    assert np.isfinite(dense(jaccard_distances(encoding, 1 - 1e-9))).tolist() == [
+        [True, True, False, False],
+        [True, True, True, False],
+        [False, True, True, True],
+        [False, False, True, True],
+    ]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -184,7 +191,7 @@ def test_stages_equal_the_dense_definition(backend, kind):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_jaccard_of_many_short_rows(backend):
-    # So few entries per row that the compiled kernel visits the touched sums instead of looking through all of them.
+    # The sums of a row lie in a few parts of all, and its pairs are few enough to be put in order by insertion.
     rng = np.random.default_rng(1)
     rows, columns = np.repeat(np.arange(700), 2), rng.integers(0, 150, 1400)
     encoding = sparse.csr_array((np.full(1400, 0.5, np.float32), (rows, columns)), shape=(700, 700)).toarray()

@@ -172,7 +172,7 @@ def test_a_recall_out_of_reach_is_said(monkeypatch, caplog):
     _, _, recall = approximate_neighbors(features, 2, "hnsw", target_recall=0.99)
     assert recall < 0.99
     (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert "CLUSTERING.KNN_RECALL is 0.99" in warning.getMessage()
+    assert "CLUSTERING.KNN_RECALL 0.99" in warning.getMessage()
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])

@@ -1,6 +1,7 @@
 """Approximate neighbours from faiss indexes, for sets too large for an exact search, with their recall."""
 
 import logging
+import time
 
 import faiss
 import numpy as np
@@ -19,7 +20,7 @@ RECALL_SAMPLE = 256  # images whose true neighbours are computed
 TOLERANCE = 1e-6  # of float32 products of unit rows
 
 
-def approximate_neighbors(features, k, kind="hnsw", rows=None, seed=0, memory_budget_mb=256, target_recall=0.95):
+def approximate_neighbors(features, k, kind="hnsw", rows=None, seed=0, memory_budget_mb=256, target_recall=0.9):
     """Find about the k most similar images of each image with a faiss index on the CPU.
 
     The true neighbours of a sample are computed; the effort of the search (cells probed by "ivf", candidates kept by
@@ -33,7 +34,7 @@ def approximate_neighbors(features, k, kind="hnsw", rows=None, seed=0, memory_bu
             may differ a little from run to run).
         rows: (start, stop) to search for only these images, default all.
         seed: of the sample.
-        memory_budget_mb: bounds the scratch memory of exact searches, in MiB.
+        memory_budget_mb: bounds the scratch memory of the exact searches for short lists, in MiB.
         target_recall: share of the sample's true neighbours to find, in (0, 1]. "ivf" reaches every target, if need be
             by probing all cells; "hnsw" may not, which is logged.
 
@@ -48,12 +49,15 @@ def approximate_neighbors(features, k, kind="hnsw", rows=None, seed=0, memory_bu
     if start == stop:
         return torch.empty(0, length), torch.empty(0, length, dtype=torch.int64), 1.0
     sample = torch.randperm(stop - start, generator=torch.Generator().manual_seed(seed))[:RECALL_SAMPLE]
-    least = search_in_float64(vectors, sample + start, length, memory_budget_mb)[0][:, -1:]
+    sampled = vectors[sample + start].numpy()
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(torch.get_num_threads())
     try:
+        truth, _ = faiss.knn(sampled, vectors.numpy(), length, metric=faiss.METRIC_INNER_PRODUCT)
+        least = torch.from_numpy(truth[:, -1:])
+        built = time.perf_counter()
         search = _IVF(vectors.numpy()) if kind == "ivf" else _HNSW(vectors.numpy(), length)
-        sampled = vectors[sample + start].numpy()
+        logger.info("CLUSTERING.KNN %s: indexed %d images in %.1f s.", kind, len(vectors), time.perf_counter() - built)
         while _recall(search(sampled, length)[0], least) < target_recall and search.effort < search.most:
             search.effort = min(2 * search.effort, search.most)
         similarities, ranks = search(vectors[start:stop].numpy(), length)
@@ -65,7 +69,7 @@ def approximate_neighbors(features, k, kind="hnsw", rows=None, seed=0, memory_bu
     level = logging.INFO if recall >= target_recall else logging.WARNING
     logger.log(
         level,
-        "Approximate search (CLUSTERING.KNN %s, %s %d of %d): recall %.4f at %d neighbours; CLUSTERING.KNN_RECALL is %g.",
+        "Approximate search (CLUSTERING.KNN %s, %s %d of %d): recall %.4f at %d neighbours, CLUSTERING.KNN_RECALL %g.",
         *(kind, search.unit, search.effort, search.most, recall, length, target_recall),
     )
     return similarities.to(features.device), ranks.to(features.device), recall
@@ -79,9 +83,7 @@ class _IVF:
     def __init__(self, vectors):
         images, dimensions = vectors.shape
         cells = max(1, min(int(4 * np.sqrt(images)), images // 39))
-        self._index = faiss.IndexIVFFlat(
-            faiss.IndexFlatIP(dimensions), dimensions, cells, faiss.METRIC_INNER_PRODUCT
-        )
+        self._index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimensions), dimensions, cells, faiss.METRIC_INNER_PRODUCT)
         training = self._index.cp
         training.spherical = True  # else a long mean attracts images by its length, and cells become unequal
         training.niter, training.max_points_per_centroid = CELL_PASSES, CELL_SAMPLE

@@ -36,7 +36,7 @@ class ClusteringConfig:
     eps: float = 0.55
     min_samples: int = 4
     knn: str = "exact"
-    knn_recall: float = 0.95
+    knn_recall: float = 0.9
     num_clusters: int = 0
     memory_budget_mb: int = 256
     backend: str = "auto"

@@ -4,15 +4,22 @@ import numpy as np
 from numba import njit
 from scipy import sparse
 
-from .kernels import STRIP, assemble, grown, reaches
+from .kernels import assemble, grown
 from .parallel import map_rows
 
 # Rounding in the sums moves a distance by about 1e-7. Distances that equal eps (they exist at round values
 # such as 0.5, where weights are equal) count as "within eps" however a path rounds.
 TOLERANCE = 1e-6
 
-# Looking through all sums in order is this many times cheaper per sum than visiting the touched ones once more.
-SWEEP = 16
+# Sums that are looked through together: a cache line.
+PART = 16
+PART_BITS = 4
+
+# A row that touches fewer sums than a third of all lists the parts they lie in; else all parts are looked through.
+SWEEP = 3
+
+# So few pairs of a row are put in order by insertion; a giant cluster's rows are sorted.
+FEW = 32
 
 
 def least_overlap(eps: float) -> float:
@@ -37,11 +44,8 @@ def jaccard_rows(encoding: sparse.csr_array, eps: float) -> sparse.csr_array:
         (N, N) csr_array float32, symmetric, with its diagonal (stored zeros), columns sorted.
     """
     images = encoding.shape[0]
-    columns = encoding.T.tocsr()  # rows ascending within a column
-    places = np.empty(encoding.nnz, np.int32 if encoding.nnz < 2**31 else np.int64)
-    _find_places(encoding.indptr, encoding.indices, columns.indptr[:-1].copy(), places)
-    matrices = encoding.indptr, encoding.indices, encoding.data, columns.indptr, columns.indices, columns.data, places
-    threshold = np.float32(least_overlap(eps))
+    matrices = encoding.indptr, encoding.indices, encoding.data, *_transposed(encoding)
+    threshold = np.float32(max(least_overlap(eps), np.finfo(np.float32).tiny))  # images that share nothing are no pair
     upper = assemble(map_rows(lambda a, b: _overlaps(*matrices, threshold, a, b), images), images)
     upper.data = np.maximum(1 - upper.data / (2 - upper.data), 0)
     return _symmetric(upper)
@@ -60,13 +64,27 @@ def _symmetric(upper):
     return sparse.csr_array((values, indices, indptr), shape=upper.shape)
 
 
+def _transposed(encoding):
+    """The columns of a matrix (indptr, rows ascending, weights), and where each entry of the rows stands in them."""
+    images, entries = encoding.shape[0], encoding.nnz
+    ends = np.zeros(images + 1, np.int64)
+    np.cumsum(np.bincount(encoding.indices, minlength=images), out=ends[1:])
+    rows, weights = np.empty(entries, np.int32), np.empty(entries, np.float32)
+    places = np.empty(entries, np.int32 if entries < 2**31 else np.int64)
+    _transpose(encoding.indptr, encoding.indices, encoding.data, ends[:-1].copy(), rows, weights, places)
+    return ends, rows, weights, places
+
+
 @njit(cache=True, nogil=True)
-def _find_places(indptr, indices, free, places):
-    """Where each entry stands in its column; ``free`` holds the beginnings of the columns."""
+def _transpose(indptr, indices, data, free, rows, weights, places):
+    """Write the columns; ``free`` holds their beginnings."""
     for i in range(indptr.shape[0] - 1):
         for entry in range(indptr[i], indptr[i + 1]):
-            places[entry] = free[indices[entry]]
+            place = free[indices[entry]]
             free[indices[entry]] += 1
+            rows[place] = i
+            weights[place] = data[entry]
+            places[entry] = place
 
 
 @njit(cache=True, nogil=True)
@@ -74,67 +92,111 @@ def _overlaps(indptr, indices, data, ends, rows, weights, places, threshold, sta
     """Pairs (i, j >= i) of rows start..stop with an overlap of at least ``threshold``: (sizes, columns, overlaps).
 
     ``ends`` is the indptr of the columns, ``rows`` and ``weights`` their entries. From the place of its own entry on, a
-    column holds the rows j >= i. Adding up takes no decisions; what reached the threshold is found afterwards.
+    column holds the rows j >= i. Adding up takes no decisions; what reached the threshold is found afterwards, in parts
+    of PART sums. (Arrays are grown outside of the inner functions: returning them costs more than a part.)
     """
     images = indptr.shape[0] - 1
-    sums = np.zeros(images, np.float32)
+    parts = images // PART + 1
+    sums = np.zeros(parts * PART, np.float32)
+    listed, chosen = np.zeros(parts, np.uint8), np.empty(parts + 1, np.int32)
     sizes = np.empty(stop - start, np.int64)
-    columns = np.empty((stop - start) * 8 + STRIP, np.int32)
+    columns = np.empty((stop - start) * 8 + PART, np.int32)
     values = np.empty(columns.shape[0], np.float32)
     used = 0
     for i in range(start, stop):
-        before, work = used, 0
+        before, work, count = used, 0, 0
         for entry in range(indptr[i], indptr[i + 1]):
-            first, last = np.int64(places[entry]), ends[indices[entry] + 1]
-            _add_minima(sums, rows[first:last], weights[first:last], data[entry])
-            work += last - first
-        if images - i <= SWEEP * work:
-            columns, values, used = _sweep(sums, i, threshold, columns, values, used)
-        else:
-            for entry in range(indptr[i], indptr[i + 1]):
-                first, last = np.int64(places[entry]), ends[indices[entry] + 1]
-                columns, values, used = _collect(sums, rows[first:last], threshold, columns, values, used)
-            order = np.argsort(columns[before:used])
-            columns[before:used] = columns[before:used][order]
-            values[before:used] = values[before:used][order]
+            work += ends[indices[entry] + 1] - places[entry]
+        sparse_row = images - i > SWEEP * work
+        for entry in range(indptr[i], indptr[i + 1]):
+            own = slice(np.int64(places[entry]), ends[indices[entry] + 1])
+            if sparse_row:
+                count = _add_and_list(sums, rows[own], weights[own], data[entry], listed, chosen, count)
+            else:
+                _add(sums, rows[own], weights[own], data[entry])
+        if not sparse_row:
+            for part in range(i >> PART_BITS, parts):
+                chosen[count] = part
+                count += 1
+        hits = _clear_low(sums, chosen, count, listed, threshold)
+        columns, values = grown(columns, used + hits * PART), grown(values, used + hits * PART)
+        used = _take(sums, chosen, hits, threshold, columns, values, used)
+        if sparse_row:
+            _sort_pairs(columns[before:used], values[before:used])
         sizes[i - start] = used - before
     return sizes, columns[:used].copy(), values[:used].copy()
 
 
 @njit(cache=True, nogil=True)
-def _add_minima(sums, rows, weights, weight):
+def _add(sums, rows, weights, weight):
+    """Add the minima of a column's weights and one weight to the sums of its rows."""
     for a in range(rows.shape[0]):
         other = weights[a]
         sums[np.uint32(rows[a])] += min(other, weight)
 
 
 @njit(cache=True, nogil=True)
-def _sweep(sums, i, threshold, columns, values, used):
-    """Collect what reached the threshold from all sums j >= i, and clear them."""
-    for first in range(i, sums.shape[0], STRIP):
-        strip = sums[first : first + STRIP]
-        if strip.shape[0] == STRIP and not reaches(strip, threshold):
-            continue
-        columns, values = grown(columns, used + STRIP), grown(values, used + STRIP)
-        for a in range(strip.shape[0]):
-            if strip[a] >= threshold:
-                columns[used], values[used] = first + a, strip[a]
-                used += 1
-    sums[i:] = 0
-    return columns, values, used
+def _add_and_list(sums, rows, weights, weight, listed, chosen, count):
+    """The same, and list the parts in which the sums lie; returns how many of ``chosen`` are filled."""
+    for a in range(rows.shape[0]):
+        j = np.uint32(rows[a])
+        sums[j] += min(weights[a], weight)
+        part = j >> np.uint32(PART_BITS)
+        chosen[count] = part
+        count += 1 - listed[part]
+        listed[part] = 1
+    return count
 
 
 @njit(cache=True, nogil=True)
-def _collect(sums, rows, threshold, columns, values, used):
-    """Collect what reached the threshold from the sums of one column's rows, and clear them."""
-    columns, values = grown(columns, used + rows.shape[0]), grown(values, used + rows.shape[0])
-    for a in range(rows.shape[0]):
-        j = np.uint32(rows[a])
-        if sums[j] >= threshold:
-            columns[used], values[used] = rows[a], sums[j]
-            used += 1
-        sums[j] = 0
-    return columns, values, used
+def _clear_low(sums, chosen, count, listed, threshold):
+    """Clear the chosen parts that nowhere reach the threshold; the others move to the front. Returns their number."""
+    hits = 0
+    for a in range(count):
+        part = chosen[a]
+        listed[part] = 0
+        first = np.int64(part) << PART_BITS
+        hit = np.int32(0)
+        for b in range(PART):
+            hit |= np.int32(sums[np.uint64(first + b)] >= threshold)
+        if hit:
+            chosen[hits] = part
+            hits += 1
+        else:
+            for b in range(PART):
+                sums[np.uint64(first + b)] = 0
+    return hits
+
+
+@njit(cache=True, nogil=True)
+def _take(sums, chosen, hits, threshold, columns, values, used):
+    """Collect what reached the threshold from the chosen parts, and clear them."""
+    for a in range(hits):
+        first = np.int64(chosen[a]) << PART_BITS
+        for b in range(PART):
+            j = np.uint64(first + b)
+            if sums[j] >= threshold:
+                columns[used], values[used] = first + b, sums[j]
+                used += 1
+            sums[j] = 0
+    return used
+
+
+@njit(cache=True, nogil=True)
+def _sort_pairs(columns, values):
+    """Put pairs in the order of their columns, in place."""
+    if columns.shape[0] > FEW:
+        order = np.argsort(columns)
+        columns[:] = columns[order]
+        values[:] = values[order]
+        return
+    for a in range(1, columns.shape[0]):
+        column, value = columns[a], values[a]
+        b = a
+        while b > 0 and columns[b - 1] > column:
+            columns[b], values[b] = columns[b - 1], values[b - 1]
+            b -= 1
+        columns[b], values[b] = column, value
 
 
 @njit(cache=True, nogil=True)
