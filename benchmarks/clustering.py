@@ -189,12 +189,12 @@ def draw(runs, path):
     if dense:
         left.loglog(*np.array(dense).T, "x", markersize=9, label="plain dense definition (float64)")
     left.set(xlabel="images", ylabel="processor time, s", title="Time")
-    right.loglog(images, np.maximum(memory, 1), "s-", label="reciprocal + Jaccard + DBSCAN")
+    right.loglog(images, np.maximum(memory, 1), "C1s-", label="reciprocal + Jaccard + DBSCAN")
     right.loglog(images, images**2 * 4 / 2**20, "k:", label="one dense float32 matrix")
     right.set(xlabel="images", ylabel="peak memory over the features, MiB", title="Memory")
     for axes in (left, right):
         axes.grid(True, which="major", alpha=0.3)
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0.05, 1))
         axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
