@@ -55,6 +55,7 @@ def ice_config(**overrides):
         "CLUSTERING__K1": 6,
         "CLUSTERING__EPS": 0.4,
         "CLUSTERING__MIN_SAMPLES": 2,
+        "TEST__EVAL_PERIOD": 1,
     }
     small.update(overrides)
     for key, value in small.items():
