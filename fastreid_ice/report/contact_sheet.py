@@ -162,13 +162,17 @@ def _draw_header(
 ) -> None:
     shown, clusters = _shown(rows, labels)
     outliers = int((labels == OUTLIER).sum())
-    first = f"{clusters} clusters, {outliers} outliers, {len(labels)} images"
+    first = ", ".join((_count(clusters, "cluster"), _count(outliers, "outlier"), _count(len(labels), "image")))
     second = f"{shown} largest clusters" if shown < clusters else "all clusters"
     if identities is not None:
-        first += f"; {len(set(identities.tolist()))} true identities"
+        first += f"; {_count(len(set(identities.tolist())), 'true identity', 'true identities')}"
         second += "; frame colour = true identity; red cross = not the cluster's majority"
     draw.text((GAP, 8), first, fill=INK, font=ImageFont.load_default(19))
     draw.text((GAP, 36), second, fill=FAINT, font=ImageFont.load_default(13))
+
+
+def _count(number: int, one: str, more: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
 def _draw_caption(
@@ -176,9 +180,9 @@ def _draw_caption(
 ) -> None:
     members = labels == row.label
     title = "outliers" if row.label == OUTLIER else f"cluster {row.label}"
-    lines = [f"{int(members.sum())} images"]
+    lines = [_count(int(members.sum()), "image")]
     if row.majority is not None:
-        lines.append(f"{len(set(identities[members].tolist()))} identities")
+        lines.append(_count(len(set(identities[members].tolist())), "identity", "identities"))
         lines.append(f"{(identities[members] == row.majority).mean():.0%} pure")
     draw.text((GAP, top + 8), title, fill=INK, font=ImageFont.load_default(17))
     for number, line in enumerate(lines):

@@ -68,7 +68,7 @@ def training_curves(
     with replacing(out_path) as temporary:
         figure.savefig(temporary, dpi=130, facecolor="white")
     path = Path(out_path)
-    logger.info("Wrote the curves of %d epochs to %s", len(records), path)
+    logger.info("Wrote the curves of %d epochs to %s", sum(record["epoch"] > 0 for record in records), path)
     return path
 
 
