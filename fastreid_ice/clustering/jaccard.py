@@ -44,9 +44,13 @@ def jaccard_rows(encoding: sparse.csr_array, eps: float) -> sparse.csr_array:
         (N, N) csr_array float32, symmetric, with its diagonal (stored zeros), columns sorted.
     """
     images = encoding.shape[0]
-    matrices = encoding.indptr, encoding.indices, encoding.data, *_transposed(encoding)
+    indptr, indices, data = encoding.indptr, encoding.indices, encoding.data
+    ends, rows, weights, places = _transposed(encoding)
     threshold = np.float32(max(least_overlap(eps), np.finfo(np.float32).tiny))  # images that share nothing are no pair
-    upper = assemble(map_rows(lambda a, b: _overlaps(*matrices, threshold, a, b), images), images)
+    parts = map_rows(
+        lambda a, b: _overlaps(indptr, indices, data, ends, rows, weights, places, threshold, a, b), images
+    )
+    upper = assemble(parts, images)
     upper.data = np.maximum(1 - upper.data / (2 - upper.data), 0)
     return _symmetric(upper)
 
