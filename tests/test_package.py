@@ -55,6 +55,8 @@ def test_no_print_in_the_package():
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ICE").glob("*.yml")), ids=lambda path: path.name)
 def test_every_config_builds(path):
     """Every key exists, the model builds (without downloading), and the checks pass."""
+    import fastreid_ice.compat  # noqa: F401
+
     from fastreid.config import get_cfg
     from fastreid.data.datasets import DATASET_REGISTRY
     from fastreid.modeling import build_model
