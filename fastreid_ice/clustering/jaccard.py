@@ -12,8 +12,8 @@ from .parallel import map_rows
 TOLERANCE = 1e-6
 
 # Sums that are looked through together: a cache line.
-PART = 16
 PART_BITS = 4
+PART = 1 << PART_BITS
 
 # A row that touches fewer sums than a third of all lists the parts they lie in; else all parts are looked through.
 SWEEP = 3

@@ -11,9 +11,6 @@ REASSOCIATE = {"reassoc", "contract", "nsz"}
 # mathematically equal ones are equal whatever the order of summation, and far below float32's own resolution.
 GRID = 2.0**32
 
-# Values compared with a threshold at once; most strips hold none that reaches it.
-STRIP = 64
-
 
 @njit(cache=True, nogil=True, fastmath=REASSOCIATE)
 def dot(a, b):
@@ -37,15 +34,6 @@ def dot_four(features, image, others, products):
         total_c += value * np.float64(c[k])
         total_d += value * np.float64(d[k])
     products[0], products[1], products[2], products[3] = total_a, total_b, total_c, total_d
-
-
-@njit(cache=True, nogil=True)
-def reaches(strip, threshold):
-    """Whether any of exactly STRIP values is >= threshold; the fixed length makes it vector code."""
-    hit = np.int32(0)
-    for a in range(STRIP):
-        hit |= np.int32(strip[a] >= threshold)
-    return hit != 0
 
 
 @njit(cache=True, nogil=True)

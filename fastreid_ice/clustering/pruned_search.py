@@ -15,10 +15,13 @@ import numpy as np
 import torch
 from numba import njit
 
-from .kernels import GRID, REASSOCIATE, STRIP, dot, dot_four
+from .kernels import GRID, REASSOCIATE, dot, dot_four
 from .parallel import map_rows
 
 BLOCK = 1024
+
+# Values compared with a threshold at once; most strips hold none that reaches it.
+STRIP = 64
 
 
 class _Candidates:
