@@ -9,7 +9,7 @@ import torch
 
 from tests.conftest import ROOT
 
-PURE = ("clustering", "files", "losses", "report", "data.synthetic", "data.samplers", "data.randomness")
+PURE = ("clustering", "files", "losses", "report", "synthetic", "data.samplers", "data.randomness")
 
 
 def python(code: str) -> subprocess.CompletedProcess:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastreid_ice.data import synthetic
-from fastreid_ice.data.synthetic import GALLERY, MARKER, QUERY, TRAIN, render_synthetic_reid
-from fastreid_ice.data.synthetic_figures import paint_person
-from fastreid_ice.data.synthetic_people import Appearance, Pose, sample_look_alike, sample_people
-from fastreid_ice.data.synthetic_scenes import SceneDifficulty
+from fastreid_ice.synthetic import dataset as synthetic
+from fastreid_ice.synthetic.dataset import GALLERY, MARKER, QUERY, TRAIN, render_synthetic_reid
+from fastreid_ice.synthetic.figures import paint_person
+from fastreid_ice.synthetic.people import Appearance, Pose, sample_look_alike, sample_people
+from fastreid_ice.synthetic.scenes import SceneDifficulty
 
 TINY = {
     "train_identities": 3,

@@ -9,7 +9,7 @@ from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from torch import nn
 
 from fastreid_ice.data.datasets import SyntheticReID
-from fastreid_ice.data.synthetic import render_synthetic_reid
+from fastreid_ice.synthetic import render_synthetic_reid
 
 
 @DATASET_REGISTRY.register()

@@ -17,7 +17,7 @@ from fastreid.data.datasets.msmt17 import MSMT17
 from fastreid.utils import comm
 from torch import Tensor
 
-from fastreid_ice.data.synthetic import render_synthetic_reid
+from fastreid_ice.synthetic import render_synthetic_reid
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class SyntheticReID(ImageDataset):
     """People-like figures under several cameras, rendered into ``<root>/synthetic_reid`` on first use.
 
     Laid out as Market-1501: ``bounding_box_train``, ``query``, ``bounding_box_test``; see
-    :func:`fastreid_ice.data.synthetic.render_synthetic_reid`.
+    :func:`fastreid_ice.synthetic.render_synthetic_reid`.
     """
 
     dataset_dir = "synthetic_reid"

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastreid_ice.data.synthetic_figures import SUPERSAMPLING, paint_person
-from fastreid_ice.data.synthetic_people import Appearance, sample_people, sample_pose
-from fastreid_ice.data.synthetic_scenes import (
+from fastreid_ice.synthetic.figures import SUPERSAMPLING, paint_person
+from fastreid_ice.synthetic.people import Appearance, sample_people, sample_pose
+from fastreid_ice.synthetic.scenes import (
     CAMERAS,
     HEIGHT,
     WIDTH,

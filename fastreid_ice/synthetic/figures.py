@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fastreid_ice.data.synthetic_people import Appearance, Colour, Pose
+from fastreid_ice.synthetic.people import Appearance, Colour, Pose
 
 Point = tuple[float, float, float]  # lateral (the person's left is positive), up, forward
 

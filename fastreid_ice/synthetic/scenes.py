@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from fastreid_ice.data.synthetic_people import Colour
+from fastreid_ice.synthetic.people import Colour
 
 WIDTH, HEIGHT = 64, 128  # of an image, in pixels
 _PANORAMA = (320, 160)  # what a camera overlooks; every image is cut out of it
