@@ -6,9 +6,13 @@ beside them. Keys of fastreid that ICE sets differently are in configs/ICE/Base-
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 from fastreid.config import CfgNode as CN
+
+from fastreid_ice.clustering import ClusteringConfig
 
 
 def add_ice_config(cfg: CN) -> None:
@@ -25,6 +29,13 @@ def add_ice_config(cfg: CN) -> None:
 
 def _add_model(model: CN) -> None:
     model.ICE = CN()
+    # Modules of your own to import before the rest of the config is read: names, found beside the config file, in the
+    # working directory or where Python looks. What they register (losses, memories, clusterings, backbones, datasets)
+    # can be named in the config; a function add_config(cfg) in them may add keys. See docs/extending.md.
+    model.ICE.IMPORTS = ()
+    # What the losses compare with: "MemoryBank" (ref: centroids and proxies, constant within an epoch), or a registered
+    # one of your own.
+    model.ICE.MEMORY = "MemoryBank"
     # Momentum a of the momentum encoder, in [0, 1): m <- a m + (1 - a) online after each step. ref: 0.999.
     model.ICE.MOMENTUM = 0.999
     # In how many contiguous chunks of the batch each process normalises: with 4, one GPU sees the batch statistics
@@ -72,25 +83,15 @@ def _add_losses(losses: CN) -> None:
 
 
 def _add_clustering(cfg: CN) -> None:
-    cfg.CLUSTERING = CN()
-    # "jaccard_dbscan" (ref); "kmeans"; or "ground_truth": train on the true identities, the upper bound of the
-    # paper's tables.
-    cfg.CLUSTERING.METHOD = "jaccard_dbscan"
+    """The parameters of :class:`fastreid_ice.clustering.ClusteringConfig`, which documents each, and the period."""
+    cfg.CLUSTERING = CN({key.upper(): default for key, default in clustering_defaults().items()})
     # Cluster before every PERIOD-th epoch, and before the first epoch of every run. ref: 1.
     cfg.CLUSTERING.PERIOD = 1
-    cfg.CLUSTERING.K1 = 30  # neighbours of the k-reciprocal encoding, the image itself included
-    cfg.CLUSTERING.K2 = 6  # neighbours of the query expansion, the image itself included; 1 switches it off
-    cfg.CLUSTERING.EPS = 0.55  # DBSCAN: largest Jaccard distance, in (0, 1), between two neighbours
-    cfg.CLUSTERING.MIN_SAMPLES = 4  # DBSCAN: neighbours within EPS, itself included, that make a core image
-    cfg.CLUSTERING.NUM_CLUSTERS = 0  # number of clusters of METHOD "kmeans", which needs it
-    # Neighbour search: "exact", or for very many images the approximate "ivf" and "hnsw", whose recall is logged.
-    cfg.CLUSTERING.KNN = "exact"
-    cfg.CLUSTERING.KNN_RECALL = 0.9  # share of the true neighbours that they are to find, on a sample; in (0, 1]
-    # "numba": compiled kernels on the CPU; "torch": tensors on the device of the features; "auto": torch for features
-    # on an accelerator. Both give the same labels.
-    cfg.CLUSTERING.BACKEND = "auto"
-    cfg.CLUSTERING.MEMORY_BUDGET_MB = 256  # scratch memory of a chunk, in MiB; no result depends on it
-    cfg.CLUSTERING.ALLOW_TF32 = False  # let CUDA search in TF32: faster, and no longer guaranteed to be exact
+
+
+def clustering_defaults() -> dict[str, object]:
+    """The fields of ClusteringConfig that are keys of the config, with their defaults."""
+    return {field.name: field.default for field in fields(ClusteringConfig) if field.name not in ("seed", "extra")}
 
 
 def _add_input(inputs: CN) -> None:

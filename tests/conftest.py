@@ -31,6 +31,28 @@ def load_numbers(*names: str) -> dict:
     return numbers
 
 
+# Keys and values that shrink configs/ICE/demo.yml to a second, for what goes through a command line.
+SMALL = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.BACKBONE.NAME": "build_two_convolutions",
+    "MODEL.BACKBONE.FEAT_DIM": 32,
+    "DATASETS.NAMES": ("TinyReID",),
+    "DATASETS.TESTS": ("TinyReID",),
+    "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.IMS_PER_BATCH": 8,
+    "SOLVER.MAX_EPOCH": 1,
+    "SOLVER.ITERS_PER_EPOCH": 2,
+    "CLUSTERING.K1": 6,
+    "CLUSTERING.EPS": 0.4,
+    "CLUSTERING.MIN_SAMPLES": 2,
+}
+
+
+def small_options(options: dict) -> list:
+    """{KEY: value} as the command line has them."""
+    return [item for pair in options.items() for item in pair]
+
+
 def ice_config(**overrides):
     """configs/ICE/demo.yml on the CPU, shrunk to seconds, with overrides such as ``SOLVER__MAX_EPOCH=1``."""
     from fastreid.config import get_cfg

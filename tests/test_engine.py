@@ -13,9 +13,9 @@ import torch
 from fastreid.utils.checkpoint import Checkpointer
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (slow to import: not within a test)
 
+from fastreid_ice.clustering import check_clusters, summarize
 from fastreid_ice.engine import ICETrainer, setup
-from fastreid_ice.engine.clustering_hook import check_clusters, summarize
-from fastreid_ice.engine.setup import check_config
+from fastreid_ice.engine.checks import check_config, clustering_config
 from fastreid_ice.modeling import ICE
 from tests.conftest import ROOT, ice_config
 
@@ -214,12 +214,12 @@ def test_too_few_clusters_names_the_keys(tmp_path):
 
 
 def test_advice_fits_what_was_found():
-    cfg = ice_config(SOLVER__IMS_PER_BATCH=32)
+    config = clustering_config(ice_config(), seed=1)
     with pytest.raises(ValueError, match="found 5 clusters, but a batch needs 8 clusters.*Raise CLUSTERING.EPS"):
-        check_clusters(5, 100, cfg)
+        check_clusters(5, 100, 8, config)
     with pytest.raises(ValueError, match="1 clusters and no outlier.*Lower CLUSTERING.EPS"):
-        check_clusters(1, 0, cfg)
-    check_clusters(8, 0, cfg)
+        check_clusters(1, 0, 8, config)
+    check_clusters(8, 0, 8, config)
 
 
 def test_scores_of_a_clustering():

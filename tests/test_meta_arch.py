@@ -6,7 +6,7 @@ import pytest
 import torch
 from fastreid.modeling import build_model
 
-from fastreid_ice.modeling import LOSS_REGISTRY
+from fastreid_ice.modeling import LOSS_REGISTRY, MemoryBank, StepFeatures, build_losses
 from tests import tiny  # noqa: F401  (registers the backbone)
 from tests.conftest import ice_config
 
@@ -56,8 +56,12 @@ def test_scales_and_temperatures_reach_the_losses(key):
 
 def test_a_users_own_loss():
     @LOSS_REGISTRY.register()
-    def PullToCentroidLoss(step, memory, cfg):  # noqa: N802
-        return (step.query - memory.centroids[step.labels]).square().mean()
+    class PullToCentroidLoss:
+        def __init__(self, cfg):
+            self.scale = cfg.AGNOSTIC.SCALE
+
+        def __call__(self, step, memory):
+            return self.scale * (step.query - memory.centroids[step.labels]).square().mean()
 
     try:
         losses = build(MODEL__LOSSES__NAME=("PullToCentroidLoss",)).train()(batch())
@@ -194,6 +198,11 @@ def test_precise_bn_batches_move_statistics_only():
         ({"MODEL__ICE__MOMENTUM": 1.0}, "MODEL.ICE.MOMENTUM"),
         ({"MODEL__ICE__EVAL_ENCODER": "teacher"}, "momentum, online"),
         ({"MODEL__HEADS__POOL_LAYER": "AvgPool"}, "GlobalAvgPool"),
+        ({"MODEL__ICE__MEMORY": "Queue"}, "choose one of MemoryBank"),
+        ({"MODEL__LOSSES__AGNOSTIC__TEMPERATURE": 0.0}, "MODEL.LOSSES.AGNOSTIC.TEMPERATURE is 0.0"),
+        ({"MODEL__LOSSES__AGNOSTIC__SMOOTHING": 1.0}, "MODEL.LOSSES.AGNOSTIC.SMOOTHING"),
+        ({"MODEL__LOSSES__CROSS_CAMERA__AVERAGE": "mean"}, "camera, image"),
+        ({"MODEL__LOSSES__HARD_INSTANCE__SCALE": -1.0}, "MODEL.LOSSES.HARD_INSTANCE.SCALE is -1.0"),
         ({"MODEL__ICE__BN_CHUNKS": -1}, "MODEL.ICE.BN_CHUNKS"),
     ],
 )
@@ -224,3 +233,35 @@ class TestPretrained:
         for name, value in source.state_dict().items():
             assert torch.equal(model.backbone.state_dict()[name], value)
             assert torch.equal(model.momentum_encoder.backbone.state_dict()[name], value)
+
+
+def test_one_memory_in_the_online_head():
+    model = build()
+    assert model.memory is model.heads.memory and model.momentum_encoder.heads.memory is None
+    assert [name for name, module in model.named_modules() if isinstance(module, MemoryBank)] == ["heads.memory"]
+
+
+def test_the_memory_sees_each_step_once_after_the_momentum_update():
+    model, seen = build(MODEL__ICE__MOMENTUM=0.5).train(), []
+    momentum = model.momentum_encoder.backbone[0].weight
+    with torch.no_grad():
+        model.backbone[0].weight.add_(1.0)
+    before = momentum.clone()
+    model.memory.update = lambda step: seen.append((step, momentum.clone()))
+    inputs = batch()
+    sum(model(inputs).values()).backward()
+    model.after_step()
+    model.after_step()  # no step in between
+    ((step, weight),) = seen
+    assert not step.query.requires_grad and step.query.shape == (8, 32)
+    assert torch.equal(step.key_labels, inputs["targets"]) and torch.equal(step.labels, inputs["targets"])
+    assert not torch.equal(weight, before)
+
+
+def test_losses_read_their_config_once():
+    cfg = ice_config(**BACKBONE)
+    losses = build_losses(cfg)
+    cfg.MODEL.LOSSES.SOFT_INSTANCE.SCALE = 0.0
+    views, labels = torch.randn(4, 8, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8) // 2
+    step = StepFeatures(views[0], views[1], labels, labels, views[2], views[3], labels, labels)
+    assert losses["loss_soft_instance"](step, MemoryBank()) > 0

@@ -6,24 +6,11 @@ from argparse import Namespace
 
 import pytest
 
+from fastreid_ice.cli.train import run
 from tests import tiny  # noqa: F401  (registers the dataset and the backbone)
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL, small_options
 
 pytestmark = pytest.mark.usefixtures("tiny_dataset")
-
-SMALL = {
-    "MODEL.BACKBONE.NAME": "build_two_convolutions",
-    "MODEL.BACKBONE.FEAT_DIM": 32,
-    "DATASETS.NAMES": ("TinyReID",),
-    "DATASETS.TESTS": ("TinyReID",),
-    "DATALOADER.NUM_WORKERS": 0,
-    "SOLVER.IMS_PER_BATCH": 8,
-    "SOLVER.MAX_EPOCH": 1,
-    "SOLVER.ITERS_PER_EPOCH": 2,
-    "CLUSTERING.K1": 6,
-    "CLUSTERING.EPS": 0.4,
-    "CLUSTERING.MIN_SAMPLES": 2,
-}
 
 
 def tool(name: str):
@@ -35,16 +22,15 @@ def tool(name: str):
 
 
 def arguments(output_dir, eval_only=False, **more) -> Namespace:
-    opts = [item for pair in {**SMALL, "OUTPUT_DIR": str(output_dir), **more}.items() for item in pair]
+    opts = small_options({**SMALL, "OUTPUT_DIR": str(output_dir), **more})
     config = str(ROOT / "configs" / "ICE" / "demo.yml")
     return Namespace(config_file=config, opts=opts, eval_only=eval_only, resume=False)
 
 
 def test_train_then_evaluate(tmp_path):
-    main = tool("train_net").main
-    trained = main(arguments(tmp_path))
+    trained = run(arguments(tmp_path))
     weights = str(tmp_path / "model_final.pth")
-    evaluated = main(arguments(tmp_path / "again", eval_only=True, **{"MODEL.WEIGHTS": weights}))
+    evaluated = run(arguments(tmp_path / "again", eval_only=True, **{"MODEL.WEIGHTS": weights}))
     assert evaluated["mAP"] == pytest.approx(trained["mAP"])
     assert json.loads((tmp_path / "results.json").read_text())[-1]["mAP"] == pytest.approx(trained["mAP"])
     log = (tmp_path / "log.txt").read_text()
@@ -54,12 +40,12 @@ def test_train_then_evaluate(tmp_path):
 
 def test_evaluating_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--eval-only needs MODEL.WEIGHTS"):
-        tool("train_net").main(arguments(tmp_path, eval_only=True))
+        run(arguments(tmp_path, eval_only=True))
 
 
 def test_demo_writes_its_pictures(tmp_path, monkeypatch, capsys):
     demo = tool("demo")
-    opts = [str(item) for pair in SMALL.items() for item in pair]
+    opts = [str(item) for item in small_options(SMALL)]
     monkeypatch.setattr("sys.argv", ["demo.py", "--output-dir", str(tmp_path), *opts])
     demo.main()
     table = capsys.readouterr().out.split("\n\n")[-2].splitlines()

@@ -1,15 +1,19 @@
-"""The training images of a config, and the embedded dataset, registered with fastreid as ``SyntheticReID``."""
+"""The training images of a config, and datasets of ours, registered with fastreid."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Union
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 import torch
+from fastreid.config import CfgNode
 from fastreid.data import build as fastreid_build
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
@@ -17,7 +21,13 @@ from fastreid.data.datasets.msmt17 import MSMT17
 from fastreid.utils import comm
 from torch import Tensor
 
+from fastreid_ice.errors import look_up
 from fastreid_ice.synthetic import render_synthetic_reid
+
+logger = logging.getLogger(__name__)
+
+# (path, identity, camera) as fastreid's datasets list them; None for what is not known.
+Item = tuple[str, Union[str, int, None], Union[str, int, None]]
 
 
 @dataclass(frozen=True)
@@ -26,62 +36,107 @@ class TrainingImages:
 
     Attributes:
         paths: N files, sorted, so that runs on different file systems see the same order.
-        camids: (N,) int64 cameras, numbered 0..n-1 over the whole training set.
-        identities: (N,) int64 true identities, numbered 0..m-1; for scores and the upper bound only.
+        camids: (N,) int64 cameras, numbered 0..n-1 over the whole training set; all 0 where cameras are not used.
+        identities: (N,) int64 true identities, numbered 0..m-1, or None where they are not known; for scores and the
+            upper bound only.
     """
 
     paths: tuple[str, ...]
     camids: Tensor
-    identities: Tensor
+    identities: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
 
-def load_training_images(cfg) -> TrainingImages:
+def load_training_images(cfg: CfgNode) -> TrainingImages:
     """The training images of ``DATASETS.NAMES``, through fastreid's dataset registry.
 
-    With ``DATASETS.USE_CAMERAS False`` all images have camera 0.
+    A dataset may list None for identities that it does not know; then there are none. With ``DATASETS.USE_CAMERAS
+    False`` all images have camera 0.
 
     Raises:
         FileNotFoundError: a dataset's folder is not there, or holds no training image.
-        KeyError: an unknown dataset.
+        ValueError: an unknown dataset, or one without camera ids while they are used.
     """
-    items = []
+    items: list[Item] = []
     for name in cfg.DATASETS.NAMES:
-        items += _training_items(name, cfg.DATASETS.COMBINEALL)
+        dataset = load_dataset(name, "DATASETS.NAMES", combineall=cfg.DATASETS.COMBINEALL)
+        if not dataset.train:
+            raise FileNotFoundError(f"{name} of DATASETS.NAMES has no training image under {_root()}")
+        if cfg.DATASETS.USE_CAMERAS and any(item[2] is None for item in dataset.train):
+            raise ValueError(
+                f"{name} of DATASETS.NAMES has images without camera ids. Train camera-agnostic: DATASETS.USE_CAMERAS "
+                "False, and no CrossCameraLoss in MODEL.LOSSES.NAME (as configs/ICE/market_agnostic.yml)."
+            )
+        if comm.is_main_process():
+            dataset.show_train()
+        items += dataset.train
     items.sort(key=lambda item: item[0])
-    camids = _numbered([item[2] for item in items])
-    if not cfg.DATASETS.USE_CAMERAS:
-        camids = torch.zeros_like(camids)
-    return TrainingImages(tuple(str(item[0]) for item in items), camids, _numbered([item[1] for item in items]))
+    cameras = [item[2] for item in items] if cfg.DATASETS.USE_CAMERAS else [0] * len(items)
+    return TrainingImages(tuple(str(item[0]) for item in items), _numbered(cameras), _identities(items))
 
 
-def _training_items(name: str, combine_all: bool) -> list[tuple]:
-    root = fastreid_build._root
+def load_dataset(name: str, key: str, **options: Any) -> ImageDataset:
+    """A dataset of fastreid's registry, with its lists ``train``, ``query`` and ``gallery``.
+
+    Args:
+        name: under which it is registered.
+        key: the config key that names it, for messages.
+        options: handed to the dataset.
+
+    Raises:
+        FileNotFoundError: its folder is not there or not complete.
+        ValueError: no such dataset.
+    """
+    kind = look_up(DATASET_REGISTRY, name, key, "One of your own is registered in a module of MODEL.ICE.IMPORTS.")
     try:
-        dataset = DATASET_REGISTRY.get(name)(root=root, combineall=combine_all)
-        items = dataset.train
+        dataset = kind(root=fastreid_build._root, **options)
+        dataset.train, dataset.query, dataset.gallery  # noqa: B018  (datasets may list their files only now)
+        return dataset
     except (RuntimeError, AssertionError, FileNotFoundError) as error:
         raise FileNotFoundError(
-            f"{name} of DATASETS.NAMES: {error}. Datasets are looked for in {os.path.abspath(root)} "
-            "(environment variable FASTREID_DATASETS)."
+            f"{name} of {key}: {error}. Datasets are looked for in {_root()} (environment variable FASTREID_DATASETS)."
         ) from error
-    if not items:
-        raise FileNotFoundError(f"{name} of DATASETS.NAMES has no training image under {os.path.abspath(root)}")
-    if comm.is_main_process():
-        dataset.show_train()
-    return items
 
 
-def _numbered(values: list) -> Tensor:
+def load_test_images(name: str) -> ImageDataset:
+    """A dataset of ``DATASETS.TESTS`` that has queries and a gallery.
+
+    Raises:
+        FileNotFoundError: it is not there, or one of the two is empty.
+        ValueError: no such dataset.
+    """
+    dataset = load_dataset(name, "DATASETS.TESTS")
+    if not dataset.query or not dataset.gallery:
+        raise FileNotFoundError(
+            f"{name} of DATASETS.TESTS has {len(dataset.query)} queries and {len(dataset.gallery)} gallery images "
+            f"under {_root()}; an evaluation needs both. Without them, train with DATASETS.TESTS ()."
+        )
+    return dataset
+
+
+def _root() -> str:
+    return os.path.abspath(fastreid_build._root)
+
+
+def _identities(items: Sequence[Item]) -> Tensor | None:
+    unknown = sum(item[1] is None for item in items)
+    if unknown == 0:
+        return _numbered([item[1] for item in items])
+    if unknown < len(items):
+        logger.info("%d of %d images have no identity: none is used", unknown, len(items))
+    return None
+
+
+def _numbered(values: Sequence[Any]) -> Tensor:
     """(N,) int64: each value's rank among the distinct ones, numbers within text by size ("cam_10" after "cam_9")."""
     order = sorted(set(values), key=_natural)
     number = {value: i for i, value in enumerate(order)}
     return torch.tensor([number[value] for value in values], dtype=torch.int64)
 
 
-def _natural(value) -> list:
+def _natural(value: Any) -> list:
     parts = re.split(r"(\d+)", value) if isinstance(value, str) else ["", value]
     return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
@@ -98,7 +153,7 @@ class SyntheticReID(ImageDataset):
     dataset_name = "synthetic_reid"
     _junk_pids = [0]
 
-    def __init__(self, root: str = "datasets", **kwargs):
+    def __init__(self, root: str = "datasets", **kwargs: Any):
         folder = self._render(Path(root) / self.dataset_dir)
         super().__init__(
             self._items(folder / "bounding_box_train", named=True),
@@ -110,16 +165,27 @@ class SyntheticReID(ImageDataset):
     def _render(self, folder: Path) -> Path:
         return render_synthetic_reid(folder)
 
-    def _items(self, folder: Path, named: bool = False) -> list[tuple]:
+    def _items(self, folder: Path, named: bool = False) -> list[Item]:
         """(path, identity, camera) of each file; with ``named`` as text, which does not clash with other datasets."""
-        items = []
+        items: list[Item] = []
         for path in sorted(folder.glob("*.jpg")):
-            identity, camera = map(int, re.match(r"(\d+)_c(\d+)_", path.name).groups())
+            identity, camera = map(int, re.findall(r"^(\d+)_c(\d+)_", path.name)[0])
             if named:
                 items.append((str(path), f"{self.dataset_name}_{identity}", f"{self.dataset_name}_{camera}"))
             else:
                 items.append((str(path), identity, camera))
         return items
+
+
+@DATASET_REGISTRY.register()
+class SyntheticReIDLarge(SyntheticReID):
+    """As :class:`SyntheticReID`, but all six cameras that can be rendered and three times as many people."""
+
+    dataset_dir = "synthetic_reid_large"
+    dataset_name = "synthetic_reid_large"
+
+    def _render(self, folder: Path) -> Path:
+        return render_synthetic_reid(folder, train_identities=96, test_identities=72, cameras=6)
 
 
 @DATASET_REGISTRY.register()
@@ -130,7 +196,7 @@ class MSMT17TrainVal(MSMT17):
     images, but the query and gallery images too.
     """
 
-    def __init__(self, root: str = "datasets", **kwargs):
+    def __init__(self, root: str = "datasets", **kwargs: Any):
         super().__init__(root, **kwargs)
         if not self.combineall:
             self._train = [*self.train, *self.process_dir(self.train_dir, self.list_val_path)]

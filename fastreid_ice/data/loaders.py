@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Callable
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
+import torch
+from fastreid.config import CfgNode
 from fastreid.data import build_reid_test_loader, build_reid_train_loader
 from fastreid.data.common import CommDataset
 from fastreid.data.samplers import TrainingSampler
@@ -13,16 +16,16 @@ from fastreid.data.transforms import build_transforms
 from fastreid.utils import comm
 from torch import Tensor
 
-from fastreid_ice.data.datasets import TrainingImages
+from fastreid_ice.data.datasets import TrainingImages, load_test_images
 from fastreid_ice.data.randomness import derive_seed, seeded
 from fastreid_ice.data.samplers import IdentityCameraSampler
 from fastreid_ice.data.views import build_strong_view, build_weak_view
 
 
-class _ReadableImages(CommDataset):
+class ReadableImages(CommDataset):
     """fastreid's dataset with an error that names the file that cannot be read."""
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: Any) -> dict[str, Any]:
         try:
             return super().__getitem__(index)
         except Exception as error:
@@ -30,7 +33,7 @@ class _ReadableImages(CommDataset):
             raise RuntimeError(f"{path} cannot be read as an image ({error}). Repair or remove the file.") from error
 
 
-class PseudoLabeledViews(_ReadableImages):
+class PseudoLabeledViews(ReadableImages):
     """Two strong views and one weak view of an image, from one decoding, with its pseudo label.
 
     An item is asked for as (image, draw), see :class:`IdentityCameraSampler`. Its randomness depends on the seed and
@@ -41,14 +44,14 @@ class PseudoLabeledViews(_ReadableImages):
         ``targets`` and ``camids`` (int), ``img_paths`` (str).
     """
 
-    def __init__(self, images: TrainingImages, labels: Tensor, strong_view, weak_view, seed: int):
+    def __init__(self, images: TrainingImages, labels: Tensor, strong_view: Callable, weak_view: Callable, seed: int):
         items = list(zip(images.paths, labels.tolist(), images.camids.tolist()))
         super().__init__(items, transform=None, relabel=False)
         self.strong_view = strong_view
         self.weak_view = weak_view
         self.seed = seed
 
-    def __getitem__(self, drawn: tuple[int, int]) -> dict:
+    def __getitem__(self, drawn: tuple[int, int]) -> dict[str, Any]:
         index, draw = drawn
         item = super().__getitem__(index)
         image = item["images"]
@@ -78,11 +81,11 @@ class EpochLoader:
 
     num_classes = 0
 
-    def __init__(self, cfg, images: TrainingImages):
+    def __init__(self, cfg: CfgNode, images: TrainingImages):
         self.cfg = cfg
         self.images = images
-        self._loader = None
-        self._batches: Iterator[dict] | None = None
+        self._loader: Any = None
+        self._batches: Iterator[dict[str, Any]] | None = None
 
     @property
     def dataset(self) -> EpochLoader:
@@ -95,10 +98,11 @@ class EpochLoader:
     def __iter__(self) -> EpochLoader:
         return self
 
-    def __next__(self) -> dict:
+    def __next__(self) -> dict[str, Any]:
         if self._batches is None:
-            unlabelled = -self.images.identities.new_ones(len(self.images))
+            unlabelled = torch.full((len(self.images),), -1)
             self._open(unlabelled, _EveryImage(len(self.images), seed=0), seed=0)
+        assert self._batches is not None
         return next(self._batches)
 
     def start_epoch(self, labels: Tensor, seed: int) -> None:
@@ -119,7 +123,7 @@ class EpochLoader:
         )
         self._open(labels, sampler, seed=derive_seed(seed, 1))
 
-    def _open(self, labels: Tensor, sampler, seed: int) -> None:
+    def _open(self, labels: Tensor, sampler: Any, seed: int) -> None:
         self.close()
         views = PseudoLabeledViews(self.images, labels, build_strong_view(self.cfg), build_weak_view(self.cfg), seed)
         self._loader = build_reid_train_loader(
@@ -137,11 +141,31 @@ class EpochLoader:
         self._loader = self._batches = None
 
 
-def build_feature_loader(cfg, images: TrainingImages):
+def build_feature_loader(cfg: CfgNode, images: TrainingImages) -> Any:
     """All training images once, in order, as the test transform gives them; each process its contiguous share."""
     items = [(path, 0, 0) for path in images.paths]
-    dataset = _ReadableImages(items, build_transforms(cfg, is_train=False), relabel=False)
+    dataset = ReadableImages(items, build_transforms(cfg, is_train=False), relabel=False)
     loader, _ = build_reid_test_loader(
         dataset, test_batch_size=cfg.TEST.IMS_PER_BATCH, num_query=0, num_workers=cfg.DATALOADER.NUM_WORKERS
     )
     return loader
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> tuple[Any, int]:
+    """Queries, then gallery of a dataset of ``DATASETS.TESTS``, each process its contiguous share.
+
+    fastreid's own always starts four workers and names no file that it cannot read.
+
+    Returns:
+        loader, and the number of queries.
+    """
+    dataset = load_test_images(dataset_name)
+    if comm.is_main_process():
+        dataset.show_test()
+    images = ReadableImages(dataset.query + dataset.gallery, build_transforms(cfg, is_train=False), relabel=False)
+    return build_reid_test_loader(
+        images,
+        test_batch_size=cfg.TEST.IMS_PER_BATCH,
+        num_query=len(dataset.query),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )

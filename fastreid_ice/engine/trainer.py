@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
+from fastreid.config import CfgNode
 from fastreid.engine import DefaultTrainer, hooks
+from fastreid.engine.train_loop import HookBase, TrainerBase
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LinearLR
 
 import fastreid_ice.modeling  # noqa: F401  (registers the ICE meta-architecture and its head)
-from fastreid_ice.data.datasets import load_training_images
-from fastreid_ice.data.loaders import EpochLoader
-from fastreid_ice.engine.clustering_hook import ClusteringHook
-from fastreid_ice.engine.hooks import BufferSyncHook, CheckpointHook, EvaluationHook, MomentumHook, RunState
-from fastreid_ice.engine.recorder import EpochRecorder
-from fastreid_ice.engine.setup import check_config
-from fastreid_ice.engine.writers import JSONWriter, MetricPrinter, TensorboardWriter, WriterHook
+from fastreid_ice.data.datasets import load_test_images, load_training_images
+from fastreid_ice.data.loaders import EpochLoader, build_test_loader
+from fastreid_ice.engine.checkpoints import read_checkpoint
+from fastreid_ice.engine.checks import check_config
+from fastreid_ice.engine.hooks.checkpointing import CheckpointHook, RunState
+from fastreid_ice.engine.hooks.clustering import ClusteringHook
+from fastreid_ice.engine.hooks.evaluation import EvaluationHook
+from fastreid_ice.engine.hooks.recorder import EpochRecorder
+from fastreid_ice.engine.hooks.training import BufferSyncHook, StepHook
+from fastreid_ice.engine.hooks.writers import JSONWriter, MetricPrinter, TensorboardWriter, WriterHook
 
 logger = logging.getLogger(__name__)
+
+WRITER_PERIOD = 200  # steps, as upstream's
 
 
 class ICETrainer(DefaultTrainer):
@@ -34,56 +43,82 @@ class ICETrainer(DefaultTrainer):
         trainer.train()
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: CfgNode):
         check_config(cfg)
+        for name in cfg.DATASETS.TESTS:
+            load_test_images(name)  # a missing one is an error now, not after the first epoch
         self.run_state = RunState(cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
         logger.info("Seed %d", self.run_state.seed)
         seed_all_rng(self.run_state.seed)
         super().__init__(cfg)
+        self.checkpointer._load_file = read_checkpoint  # whose errors name the file
         self.checkpointer.checkpointables["ice"] = self.run_state
         if self.grad_scaler is not None:
             self.checkpointer.checkpointables["grad_scaler"] = self.grad_scaler
 
-    def resume_or_load(self, resume: bool = True):
+    def resume_or_load(self, resume: bool = True) -> None:
         """As upstream; a resumed run goes on with the seed it was started with."""
         super().resume_or_load(resume=resume)
         self.clustering.seed = self.run_state.seed
 
-    def train(self):
-        """Train and return the last evaluation; a run that is finished already is only evaluated."""
+    def train(self) -> dict | None:
+        """Train and return the last evaluation; a run that is finished already is only evaluated.
+
+        Returns:
+            Scores in percent, in the main process; None without ``DATASETS.TESTS``.
+        """
         if self.start_epoch >= self.max_epoch:
             logger.info(
                 "Epoch %d of %d was reached before: nothing to train. Raise SOLVER.MAX_EPOCH to go on.",
                 self.start_epoch,
                 self.max_epoch,
             )
-            return self.test(self.cfg, self.model)
-        return super().train()
+            return self.test(self.cfg, self.model) if self.cfg.DATASETS.TESTS else None
+        self._last_eval_results: dict | None = None
+        TrainerBase.train(self, self.start_epoch, self.max_epoch, self.iters_per_epoch)
+        return self._last_eval_results
 
-    def build_hooks(self) -> list:
-        """fastreid's hooks, with ICE's evaluation and checkpoints in place of its own, and ICE's in between."""
-
-        def evaluate():
-            self._last_eval_results = self.test(self.cfg, self.model)
-            return self._last_eval_results
-
-        solver = self.cfg.SOLVER
-        self.clustering = ClusteringHook(self.cfg, self.data_loader.images, self.run_state.seed)
-        built = []
-        for hook in super().build_hooks():
-            if isinstance(hook, hooks.EvalHook):
-                built += [BufferSyncHook(), EvaluationHook(self.cfg, evaluate)]
-            elif isinstance(hook, hooks.PeriodicCheckpointer):
-                period, keep = solver.CHECKPOINT_PERIOD, solver.CHECKPOINT_KEEP
-                built.append(CheckpointHook(self.checkpointer, period, keep, self.run_state))
-            elif isinstance(hook, hooks.PeriodicWriter):
-                built.append(WriterHook(hook._writers, hook._period))
-            else:
-                built.append(hook)
-        built[2:2] = [self.clustering, MomentumHook()]  # behind the timer and the learning rate
+    def build_hooks(self) -> list[HookBase]:
+        """The hooks of a run, in the order in which they are called at every moment."""
+        cfg = self.cfg
+        self.clustering = ClusteringHook(cfg, self.data_loader.images, self.run_state.seed)
+        built: list[HookBase] = [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(self.optimizer, self.scheduler),
+            self.clustering,  # before an epoch
+            StepHook(),  # after a step: momentum encoder and memory
+            *self._optional_hooks(),  # after the last epoch, before it is evaluated
+            BufferSyncHook(),
+        ]
+        if cfg.DATASETS.TESTS:
+            built.append(EvaluationHook(cfg, self._evaluate))
         if comm.is_main_process():
-            built.append(EpochRecorder(self.cfg.OUTPUT_DIR, self.run_state))
+            period, keep = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP
+            built += [
+                CheckpointHook(self.checkpointer, period, keep, self.run_state),
+                WriterHook(self.build_writers(), WRITER_PERIOD),
+                EpochRecorder(cfg.OUTPUT_DIR, self.run_state),
+            ]
         return built
+
+    def _optional_hooks(self) -> list[HookBase]:
+        """fastreid's PreciseBN and LayerFreeze, where the config asks for them."""
+        cfg = self.cfg
+        built: list[HookBase] = []
+        if cfg.TEST.PRECISE_BN.ENABLED and hooks.get_bn_modules(self.model):
+            precise = cfg.clone()
+            precise.defrost()
+            precise.DATALOADER.NUM_WORKERS = 0
+            precise.DATASETS.NAMES = (cfg.TEST.PRECISE_BN.DATASET,)
+            loader = self.build_train_loader(precise)  # of its own, so as not to affect the training's
+            built.append(hooks.PreciseBN(self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER))
+        if cfg.MODEL.FREEZE_LAYERS and cfg.SOLVER.FREEZE_ITERS > 0:
+            built.append(hooks.LayerFreeze(self.model, cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS))
+        return built
+
+    def _evaluate(self) -> dict:
+        results = self._last_eval_results = self.test(self.cfg, self.model)
+        return results
 
     def build_writers(self) -> list:
         output_dir = self.cfg.OUTPUT_DIR
@@ -95,11 +130,15 @@ class ICETrainer(DefaultTrainer):
         ]
 
     @classmethod
-    def build_train_loader(cls, cfg) -> EpochLoader:
+    def build_train_loader(cls, cfg: CfgNode) -> EpochLoader:
         return EpochLoader(cfg, load_training_images(cfg))
 
     @classmethod
-    def build_lr_scheduler(cls, cfg, optimizer, iters_per_epoch) -> dict:
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> tuple[Any, int]:
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer, iters_per_epoch: int) -> dict:
         """fastreid's schedule, multiplied by a warm-up over SOLVER.WARMUP_EPOCHS that is constant within an epoch."""
         schedulers = super().build_lr_scheduler(cfg, optimizer, iters_per_epoch)
         if cfg.SOLVER.WARMUP_EPOCHS > 0:
@@ -108,6 +147,6 @@ class ICETrainer(DefaultTrainer):
         return schedulers
 
     @staticmethod
-    def auto_scale_hyperparams(cfg, num_classes):
+    def auto_scale_hyperparams(cfg: CfgNode, num_classes: int) -> CfgNode:
         """Nothing to scale. fastreid would write the true number of identities into the config."""
         return cfg

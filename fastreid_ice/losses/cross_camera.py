@@ -57,15 +57,14 @@ def cross_camera_loss(
         Scalar.
 
     Raises:
-        ValueError: sizes that do not fit, an unknown choice, or a label without proxy.
+        ValueError: sizes that do not fit, an unknown choice, or a label without proxy (the latter on the CPU
+            only: an accelerator would have to be waited for).
     """
     _check_sizes(query, labels, camids, proxies, proxy_labels, proxy_camids)
     _check_choices(PROXY_NORM=proxy_norm, POSITIVES=positives, DENOMINATOR=denominator, AVERAGE=average)
     similarity = F.normalize(query, dim=1) @ F.normalize(proxies, dim=_NORM_AXES[proxy_norm]).t()  # (N, P)
     own_cluster = labels[:, None] == proxy_labels[None, :]  # (N, P)
-    if not own_cluster.any(dim=1).all():
-        missing = labels[~own_cluster.any(dim=1)].unique().tolist()
-        raise ValueError(f"cross_camera_loss: no proxy for the pseudo labels {missing}")
+    _check_proxies(own_cluster, labels)
 
     positive = own_cluster
     if positives == "other_cameras":
@@ -92,7 +91,9 @@ def _contrast(logits: Tensor, positive: Tensor, negatives: Tensor, denominator: 
     return (log_partition - logits).masked_fill(~positive, 0).sum(dim=1) / counts.clamp(min=1)
 
 
-def _check_sizes(query, labels, camids, proxies, proxy_labels, proxy_camids) -> None:
+def _check_sizes(
+    query: Tensor, labels: Tensor, camids: Tensor, proxies: Tensor, proxy_labels: Tensor, proxy_camids: Tensor
+) -> None:
     fits = len(query) == len(labels) == len(camids) and len(proxies) == len(proxy_labels) == len(proxy_camids)
     if not fits or query.shape[1] != proxies.shape[1]:
         raise ValueError(
@@ -103,7 +104,16 @@ def _check_sizes(query, labels, camids, proxies, proxy_labels, proxy_camids) -> 
 
 
 _NORM_AXES = {"dimension": 0, "proxy": 1}
-_CHOICES = {
+
+
+def _check_proxies(own_cluster: Tensor, labels: Tensor) -> None:
+    """Raise ValueError for a label without proxy; on the CPU only, for an accelerator would have to be waited for."""
+    if own_cluster.device.type == "cpu" and not own_cluster.any(dim=1).all():
+        missing = labels[~own_cluster.any(dim=1)].unique().tolist()
+        raise ValueError(f"cross_camera_loss: no proxy for the pseudo labels {missing}")
+
+
+CHOICES = {
     "PROXY_NORM": tuple(_NORM_AXES),
     "POSITIVES": ("all", "other_cameras"),
     "DENOMINATOR": ("joint", "single"),
@@ -113,8 +123,8 @@ _CHOICES = {
 
 def _check_choices(**chosen: str) -> None:
     for key, value in chosen.items():
-        if value not in _CHOICES[key]:
-            choices = ", ".join(_CHOICES[key])
+        if value not in CHOICES[key]:
+            choices = ", ".join(CHOICES[key])
             raise ValueError(f"MODEL.LOSSES.CROSS_CAMERA.{key} is {value!r}; choose one of {choices}")
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+if TYPE_CHECKING:  # the mix-in stands in front of the class of a layer, which is one of these
+    _Layer = _BatchNorm
+else:
+    _Layer = object
 
-class ChunkedBatchNorm:
+
+class ChunkedBatchNorm(_Layer):
     """Mix-in: normalise each of ``chunks`` contiguous parts of a training batch with its own statistics.
 
     This is what torch's DataParallel does with one part per GPU: every part has its own mean and variance, and only
@@ -71,5 +78,5 @@ def set_bn_chunks(module: nn.Module, chunks: int) -> int:
             continue
         if not isinstance(layer, ChunkedBatchNorm):
             layer.__class__ = _chunked_class(type(layer))
-        layer.chunks = chunks
+        layer.chunks = chunks  # type: ignore[assignment]  (a number beside torch's tensors and modules)
     return len(layers)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import Callable
+from collections.abc import Mapping
+from typing import Any
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 import torch
-from fastreid.config import configurable
+from fastreid.config import CfgNode, configurable
 from fastreid.modeling.heads import build_heads
 from fastreid.modeling.losses.utils import concat_all_gather
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
@@ -21,15 +22,18 @@ from fastreid.utils import comm
 from torch import Tensor, nn
 
 from fastreid_ice.modeling.bn_chunks import chunks_per_process, set_bn_chunks
-from fastreid_ice.modeling.loss_registry import StepFeatures, build_losses
+from fastreid_ice.modeling.losses import Loss, build_losses
 from fastreid_ice.modeling.memory_bank import MemoryBank
 from fastreid_ice.modeling.pretrained import build_pretrained_backbone
+from fastreid_ice.modeling.step import StepFeatures
 
 logger = logging.getLogger(__name__)
 
 MOMENTUM_PREFIX = "momentum_encoder."
 ENCODERS = ("momentum", "online")
 VIEWS = ("images", "images_key", "images_weak")
+
+Batch = Mapping[str, Any]
 
 
 class Encoder(nn.Module):
@@ -67,7 +71,7 @@ class ICE(Baseline):
         heads: nn.Module,
         pixel_mean: list[float],
         pixel_std: list[float],
-        losses: dict[str, Callable[[StepFeatures, MemoryBank], Tensor]],
+        losses: dict[str, Loss],
         momentum: float = 0.999,
         bn_chunks: int = 0,
         shuffle_bn: bool = True,
@@ -92,10 +96,11 @@ class ICE(Baseline):
         set_bn_chunks(self, chunks)
         self.shuffles = shuffle_bn and chunks * comm.get_world_size() > 1
         self._shuffle_generator = torch.Generator()
-        self.momentum_encoder = Encoder(copy.deepcopy(backbone), copy.deepcopy(heads)).requires_grad_(False)
+        self.momentum_encoder = _momentum_copy(backbone, heads)
+        self._step: StepFeatures | None = None  # of the last training step, detached
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict:
         return {
             "backbone": build_pretrained_backbone(cfg),
             "heads": build_heads(cfg),
@@ -114,15 +119,16 @@ class ICE(Baseline):
         """The memory bank, in the online head."""
         return self.heads.memory
 
-    def forward(self, batched_inputs):
+    def forward(self, batched_inputs: Batch | Tensor) -> Tensor | dict[str, Tensor]:
         if not self.training:
             return self.encode(self.preprocess_image(batched_inputs))
-        unlabelled = bool((batched_inputs["targets"] < 0).all())
-        if unlabelled and not torch.is_grad_enabled():
+        assert not isinstance(batched_inputs, Tensor)  # training needs views and labels
+        if not torch.is_grad_enabled():
             return self._move_batch_statistics(batched_inputs)
-        if unlabelled or self.memory.is_empty:
+        if self.memory.is_empty or _all_unlabelled(batched_inputs["targets"]):
             raise RuntimeError("ICE has no clusters yet: the ClusteringHook fills the memory bank before an epoch")
         step = self._step_features(batched_inputs)
+        self._step = step.detached()
         with torch.autocast(step.query.device.type, enabled=False):
             return {name: loss(step, self.memory) for name, loss in self.loss_functions.items()}
 
@@ -130,15 +136,15 @@ class ICE(Baseline):
         """(b, D) embeddings of normalised images by the encoder that evaluates (MODEL.ICE.EVAL_ENCODER)."""
         return self.momentum_encoder(images) if self.eval_encoder == "momentum" else self._online(images)
 
-    def preprocess_image(self, batched_inputs, view: str = "images") -> Tensor:
+    def preprocess_image(self, batched_inputs: Batch | Tensor, view: str = "images") -> Tensor:
         """Normalise one view. Not in place as upstream: a batch is passed through the model more than once."""
-        images = batched_inputs[view] if isinstance(batched_inputs, dict) else batched_inputs
+        images = batched_inputs if isinstance(batched_inputs, Tensor) else batched_inputs[view]
         return (images.to(self.device) - self.pixel_mean) / self.pixel_std
 
     def _online(self, images: Tensor) -> Tensor:
         return self.heads(self.backbone(images))
 
-    def _step_features(self, batch) -> StepFeatures:
+    def _step_features(self, batch: Batch) -> StepFeatures:
         """Run the views through the encoders, in the reference code's order."""
         strong, strong_key, weak = (self.preprocess_image(batch, view) for view in VIEWS)
         query = self._online(strong).float()
@@ -182,8 +188,8 @@ class ICE(Baseline):
         """Start the permutations of an epoch; all processes pass the same seed."""
         self._shuffle_generator.manual_seed(seed)
 
-    def _move_batch_statistics(self, batch) -> dict:
-        """fastreid's PreciseBN marks its batches with negative targets: move the running statistics, nothing else."""
+    def _move_batch_statistics(self, batch: Batch) -> dict[str, Tensor]:
+        """Training mode without gradient is fastreid's PreciseBN: move the running statistics, nothing else."""
         images = self.preprocess_image(batch)
         self._online(images)
         self.momentum_encoder(images)
@@ -192,18 +198,26 @@ class ICE(Baseline):
     @torch.no_grad()
     def update_momentum_encoder(self) -> None:
         """m <- a m + (1 - a) online, parameters only, in place; the running statistics are the encoder's own."""
-        online = [*self.backbone.parameters(), *self.heads.parameters()]
-        momentum = list(self.momentum_encoder.parameters())
+        online: list[Tensor] = [*self.backbone.parameters(), *self.heads.parameters()]
+        momentum: list[Tensor] = list(self.momentum_encoder.parameters())
         torch._foreach_mul_(momentum, self.momentum)
         torch._foreach_add_(momentum, online, alpha=1 - self.momentum)
 
-    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """What moves between the steps: the momentum encoder, then the memory, which sees the step's features."""
+        self.update_momentum_encoder()
+        if self._step is not None:
+            self.memory.update(self._step)
+            self._step = None
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights; those without a momentum encoder (a fastreid zoo file) go into both encoders.
 
         Raises:
             ValueError: not one tensor of the file belongs to this model, or all of those have another shape.
         """
-        state_dict = copy.copy(state_dict)
+        state_dict = dict(state_dict)
         own_names = self.state_dict().keys()
         if not own_names & state_dict.keys():
             raise ValueError(
@@ -216,6 +230,18 @@ class ICE(Baseline):
             copies = {MOMENTUM_PREFIX + name: value for name, value in state_dict.items()}
             state_dict.update({name: value for name, value in copies.items() if name in own_names})
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+def _momentum_copy(backbone: nn.Module, heads: nn.Module) -> Encoder:
+    """A copy of the online encoder that gets no gradient and has no memory: there is one, in the online head."""
+    encoder = Encoder(copy.deepcopy(backbone), copy.deepcopy(heads)).requires_grad_(False)
+    encoder.heads.memory = None  # type: ignore[assignment]
+    return encoder
+
+
+def _all_unlabelled(targets: Tensor) -> bool:
+    """Whether no image has a label; on an accelerator, where asking would wait for it, taken to be false."""
+    return targets.device.type == "cpu" and bool((targets < 0).all())
 
 
 def _gather(tensor: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
@@ -18,8 +19,8 @@ class _WritesEachScalarOnce:
     iteration whose losses were written already: that of every epoch whose steps are a multiple of 200.
     """
 
-    def _new_scalars(self, window_size: int):
-        written = self.__dict__.setdefault("_written", {})
+    def _new_scalars(self, window_size: int) -> Iterator[tuple[str, float, int]]:
+        written: dict[str, int] = self.__dict__.setdefault("_written", {})
         for name, (value, iteration) in events.get_event_storage().latest_with_smoothing_hint(window_size).items():
             if written.get(name) != iteration:
                 written[name] = iteration
@@ -29,8 +30,8 @@ class _WritesEachScalarOnce:
 class JSONWriter(_WritesEachScalarOnce, events.JSONWriter):
     """One JSON object per line and iteration, appended to ``metrics.json``."""
 
-    def write(self):
-        by_iteration = defaultdict(dict)
+    def write(self) -> None:
+        by_iteration: dict[int, dict[str, float]] = defaultdict(dict)
         for name, value, iteration in self._new_scalars(self._window_size):
             by_iteration[iteration][name] = value
         for iteration, scalars in sorted(by_iteration.items()):
@@ -41,7 +42,7 @@ class JSONWriter(_WritesEachScalarOnce, events.JSONWriter):
 class TensorboardWriter(_WritesEachScalarOnce, events.TensorboardXWriter):
     """Scalars, then upstream's images and histograms."""
 
-    def write(self):
+    def write(self) -> None:
         for name, value, iteration in self._new_scalars(self._window_size):
             self._writer.add_scalar(name, value, iteration)
         self._last_write = events.get_event_storage().iter  # upstream's loop finds its scalars written
@@ -54,9 +55,9 @@ class MetricPrinter(events.CommonMetricPrinter):
     Upstream prints a last iteration twice, and divides by zero (utils/events.py:220) when it is among the first three.
     """
 
-    _printed = None
+    _printed: int | None = None
 
-    def write(self):
+    def write(self) -> None:
         iteration = events.get_event_storage().iter
         if iteration != self._printed:
             self._printed = iteration
@@ -66,7 +67,7 @@ class MetricPrinter(events.CommonMetricPrinter):
 class WriterHook(PeriodicWriter):
     """fastreid's, and before training too: an evaluation of the initial weights would be overwritten otherwise."""
 
-    def before_train(self):
+    def before_train(self) -> None:
         for writer in self._writers:
             if not isinstance(writer, MetricPrinter):  # it prints steps, and there are none yet
                 writer.write()

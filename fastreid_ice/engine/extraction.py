@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 import torch
@@ -21,7 +24,7 @@ class FeatureExtractor:
         self._share: Tensor | None = None  # (rows of this process, padded; D), made by the first extraction
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module, loader) -> Tensor:
+    def __call__(self, model: nn.Module, loader: Iterable[Any]) -> Tensor:
         """Features of all images in evaluation mode, the same on every process.
 
         Args:
@@ -39,12 +42,22 @@ class FeatureExtractor:
                 features = F.normalize(model(batch).float(), dim=1)
                 self._rows_like(features)[done : done + len(features)] = features
                 done += len(features)
-        if comm.get_world_size() > 1:
-            return concat_all_gather(self._share)[: self._num_images]
+        if comm.get_world_size() == 1:
+            assert self._share is not None
+            return self._share
+        return concat_all_gather(self._agreed_share(model))[: self._num_images]
+
+    def _agreed_share(self, model: nn.Module) -> Tensor:
+        """This process's share, in the width that the processes with images have; zeros where this one has none."""
+        device = next(model.parameters()).device
+        width = torch.tensor([0 if self._share is None else self._share.shape[1]], device=device)
+        torch.distributed.all_reduce(width, op=torch.distributed.ReduceOp.MAX)
+        if self._share is None:
+            return self._rows_like(torch.empty(0, int(width), device=device))
         return self._share
 
     def _rows_like(self, features: Tensor) -> Tensor:
-        """Memory for this process's share; all but the last process's shares are full."""
+        """Memory for this process's share; those of the last processes may not be full."""
         if self._share is None or self._share.device != features.device:
             rows = (self._num_images - 1) // comm.get_world_size() + 1
             self._share = features.new_zeros(rows, features.shape[1])

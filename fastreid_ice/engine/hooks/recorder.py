@@ -11,7 +11,7 @@ import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is importe
 from fastreid.engine.train_loop import HookBase
 from tabulate import tabulate
 
-from fastreid_ice.engine.hooks import RunState
+from fastreid_ice.engine.hooks.checkpointing import RunState
 from fastreid_ice.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class EpochRecorder(HookBase):
         self.records: list[dict] = []
         self._seen: dict[str, int] = {}  # iteration of the last value of each scalar
 
-    def before_train(self):
+    def before_train(self) -> None:
         if self.trainer.start_epoch > 0 and self._path.is_file():
             rows = json.loads(self._path.read_text())
             self.records = [row for row in rows if row["epoch"] <= self.trainer.start_epoch]
@@ -42,7 +42,7 @@ class EpochRecorder(HookBase):
             self.records.append({"epoch": 0, **scores})
             self._write()
 
-    def after_epoch(self):
+    def after_epoch(self) -> None:
         storage = self.trainer.storage
         losses = {
             name: history.avg(self.trainer.iters_per_epoch)
@@ -52,7 +52,7 @@ class EpochRecorder(HookBase):
         self.records.append({"epoch": self.trainer.epoch + 1, **self._scalars(), **losses})
         self._write()
 
-    def after_train(self):
+    def after_train(self) -> None:
         if self.records and self.records[-1]["epoch"] == self.trainer.max_epoch:
             logger.info("Best and last epoch:\n%s", self.table())
 

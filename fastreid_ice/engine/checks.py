@@ -1,0 +1,259 @@
+"""Every key of a config, before anything is built, downloaded or written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Callable
+
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
+import torch
+from fastreid.config import CfgNode
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.layers import pooling
+from fastreid.modeling.backbones import BACKBONE_REGISTRY
+from fastreid.modeling.heads import REID_HEADS_REGISTRY
+from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+from fastreid.utils import comm
+
+from fastreid_ice.clustering import ClusteringConfig
+from fastreid_ice.config import clustering_defaults
+from fastreid_ice.data.samplers import check_batch
+from fastreid_ice.errors import look_up, registered_names
+from fastreid_ice.modeling.bn_chunks import chunks_per_process
+from fastreid_ice.modeling.heads import MemoryBankHead
+from fastreid_ice.modeling.losses import build_losses
+from fastreid_ice.modeling.memory_bank import MEMORY_REGISTRY
+from fastreid_ice.modeling.meta_arch import ENCODERS, ICE
+
+SAMPLER = "IdentityCameraSampler"
+NORMS = ("BN", "syncBN", "GhostBN", "FrozenBN", "GN")
+METRICS = ("cosine", "euclidean", "jaccard")
+SCHEDULES = ("MultiStepLR", "CosineAnnealingLR")
+OPTIMIZERS = tuple(
+    sorted(name for name, kind in vars(torch.optim).items() if isinstance(kind, type) and name != "Optimizer")
+)
+
+Condition = Callable[[Any], bool]
+
+
+def _between(low: float, high: float) -> tuple[Condition, str]:
+    return lambda value: low <= value <= high, f"in [{low}, {high}]"
+
+
+def _at_least(low: float) -> tuple[Condition, str]:
+    return lambda value: value >= low, f"at least {low}"
+
+
+_POSITIVE: tuple[Condition, str] = (lambda value: value > 0, "above 0")
+_SIZE: tuple[Condition, str] = (
+    lambda value: len(value) == 2 and all(isinstance(side, int) and side >= 8 for side in value),
+    "[height, width] in pixels, each at least 8",
+)
+_RANGE: tuple[Condition, str] = (
+    lambda value: len(value) == 2 and 0 <= value[0] <= value[1],
+    "[smallest, largest], 0 or more",
+)
+
+
+def _one_of(choices: Sequence[str]) -> tuple[Condition, str]:
+    return lambda value: value in choices, f"one of {', '.join(choices)}"
+
+
+# What a value of each key must be, in the order in which they are looked at.
+MODEL_RULES: dict[str, tuple[Condition, str]] = {
+    "MODEL.BACKBONE.FEAT_DIM": _at_least(1),
+    "MODEL.BACKBONE.NORM": _one_of(NORMS),
+    "MODEL.HEADS.NORM": _one_of(NORMS),
+    "MODEL.HEADS.POOL_LAYER": _one_of(pooling.__all__),
+    "MODEL.HEADS.EMBEDDING_DIM": _at_least(0),
+    "MODEL.ICE.MOMENTUM": (lambda value: 0 <= value < 1, "in [0, 1)"),
+    "MODEL.ICE.EVAL_ENCODER": _one_of(ENCODERS),
+    "MODEL.ICE.BN_CHUNKS": _at_least(0),
+    "MODEL.PIXEL_MEAN": (lambda value: len(value) == 3, "three numbers"),
+    "MODEL.PIXEL_STD": (lambda value: len(value) == 3 and min(value) > 0, "three numbers above 0"),
+    "INPUT.SIZE_TEST": _SIZE,
+}
+TEST_RULES: dict[str, tuple[Condition, str]] = {
+    "TEST.IMS_PER_BATCH": _at_least(1),
+    "TEST.EVAL_PERIOD": _at_least(0),
+    "TEST.METRIC": _one_of(METRICS),
+    "TEST.AQE.QE_TIME": _at_least(1),
+    "TEST.AQE.QE_K": _at_least(1),
+    "TEST.RERANK.K1": _at_least(1),
+    "TEST.RERANK.K2": _at_least(1),
+    "TEST.RERANK.LAMBDA": _between(0, 1),
+    "TEST.PRECISE_BN.NUM_ITER": _at_least(1),
+    "DATALOADER.NUM_WORKERS": _at_least(0),
+}
+TRAINING_RULES: dict[str, tuple[Condition, str]] = {
+    "INPUT.SIZE_TRAIN": _SIZE,
+    "INPUT.PADDING.SIZE": _at_least(0),
+    "INPUT.FLIP.PROB": _between(0, 1),
+    "INPUT.BLUR.PROB": _between(0, 1),
+    "INPUT.BLUR.RADIUS": _RANGE,
+    "INPUT.REA.PROB": _between(0, 1),
+    "INPUT.REA.AREA": (lambda value: _RANGE[0](value) and value[1] <= 1, "[smallest, largest], each in [0, 1]"),
+    "INPUT.REA.ASPECT": (lambda value: _RANGE[0](value) and value[0] > 0, "[smallest, largest], above 0"),
+    "INPUT.REA.VALUE": (lambda value: len(value) == 3, "three numbers in 0..255"),
+    "DATALOADER.SAMPLER_TRAIN": _one_of((SAMPLER,)),
+    "DATALOADER.NUM_INSTANCE": _at_least(1),
+    "SOLVER.IMS_PER_BATCH": _at_least(1),
+    "SOLVER.ITERS_PER_EPOCH": _at_least(1),
+    "SOLVER.MAX_EPOCH": _at_least(1),
+    "SOLVER.OPT": _one_of(OPTIMIZERS),
+    "SOLVER.BASE_LR": _POSITIVE,
+    "SOLVER.HEADS_LR_FACTOR": _POSITIVE,
+    "SOLVER.BIAS_LR_FACTOR": _POSITIVE,
+    "SOLVER.MOMENTUM": _between(0, 1),
+    "SOLVER.WEIGHT_DECAY": _at_least(0),
+    "SOLVER.WEIGHT_DECAY_NORM": _at_least(0),
+    "SOLVER.WEIGHT_DECAY_BIAS": _at_least(0),
+    "SOLVER.SCHED": _one_of(SCHEDULES),
+    "SOLVER.GAMMA": _POSITIVE,
+    "SOLVER.WARMUP_FACTOR": _between(0, 1),
+    "SOLVER.WARMUP_ITERS": _at_least(0),
+    "SOLVER.WARMUP_EPOCHS": _at_least(0),
+    "SOLVER.DELAY_EPOCHS": _at_least(0),
+    "SOLVER.CHECKPOINT_PERIOD": _at_least(0),
+    "SOLVER.CHECKPOINT_KEEP": _at_least(0),
+    "CLUSTERING.PERIOD": _at_least(1),
+}
+
+
+def check_model(cfg: CfgNode) -> None:
+    """The keys with which a model is built and run.
+
+    Raises:
+        ValueError: a value that cannot be, with the key and the choices.
+        FileNotFoundError: a file of weights is not there.
+    """
+    _apply(cfg, MODEL_RULES)
+    advice = "A backbone of your own is registered in a module that MODEL.ICE.IMPORTS names."
+    look_up(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME, "MODEL.BACKBONE.NAME", advice)
+    _check_kind(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE", ICE)
+    _check_kind(REID_HEADS_REGISTRY, cfg.MODEL.HEADS.NAME, "MODEL.HEADS.NAME", MemoryBankHead)
+    look_up(MEMORY_REGISTRY, cfg.MODEL.ICE.MEMORY, "MODEL.ICE.MEMORY", "See docs/extending.md for one of your own.")
+    build_losses(cfg)
+    _check_device(cfg.MODEL.DEVICE)
+    for key in ("MODEL.WEIGHTS",) + (("MODEL.BACKBONE.PRETRAIN_PATH",) if cfg.MODEL.BACKBONE.PRETRAIN else ()):
+        path = _value(cfg, key)
+        if path and "://" not in path and not Path(path).expanduser().is_file():
+            raise FileNotFoundError(f"{key}: there is no file {path}")
+
+
+def check_evaluation(cfg: CfgNode) -> None:
+    """The keys with which a model is evaluated. Raises ValueError."""
+    _apply(cfg, TEST_RULES)
+    if cfg.TEST.IMS_PER_BATCH < comm.get_world_size():
+        raise ValueError(
+            f"TEST.IMS_PER_BATCH is {cfg.TEST.IMS_PER_BATCH}, less than the {comm.get_world_size()} processes"
+        )
+    _check_datasets(cfg.DATASETS.TESTS, "DATASETS.TESTS")
+
+
+def check_config(cfg: CfgNode) -> None:
+    """All keys of a training run, and what contradicts each other among them.
+
+    Raises:
+        ValueError: a value that cannot be, with the key and the choices.
+        FileNotFoundError: a file of weights is not there.
+    """
+    check_model(cfg)
+    check_evaluation(cfg)
+    _apply(cfg, TRAINING_RULES)
+    if not cfg.DATASETS.NAMES:
+        raise ValueError("DATASETS.NAMES is empty; name at least one dataset to train on")
+    _check_datasets(cfg.DATASETS.NAMES, "DATASETS.NAMES")
+    if "CrossCameraLoss" in cfg.MODEL.LOSSES.NAME and not cfg.DATASETS.USE_CAMERAS:
+        raise ValueError(
+            "MODEL.LOSSES.NAME has CrossCameraLoss, which needs camera ids, but DATASETS.USE_CAMERAS is False. Leave "
+            "the loss out, as configs/ICE/market_agnostic.yml does."
+        )
+    clustering_config(cfg, seed=0)
+    processes = comm.get_world_size()
+    check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE, processes)
+    _check_chunks(cfg, processes)
+    _check_warmup(cfg)
+
+
+def clustering_config(cfg: CfgNode, seed: int) -> ClusteringConfig:
+    """The config's CLUSTERING node as the clustering package wants it.
+
+    Args:
+        cfg: the whole config. Keys of CLUSTERING that a user's module has added go into ``extra``.
+        seed: that of the run.
+
+    Raises:
+        ValueError: a key of CLUSTERING is out of range.
+    """
+    values = {key.lower(): value for key, value in cfg.CLUSTERING.items() if key != "PERIOD"}
+    known = {key: values.pop(key) for key in clustering_defaults()}
+    return ClusteringConfig(**known, seed=seed, extra=values)
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _apply(cfg: CfgNode, rules: dict[str, tuple[Condition, str]]) -> None:
+    for key, (holds, needed) in rules.items():
+        value = _value(cfg, key)
+        try:
+            right = holds(value)
+        except TypeError:  # such as text among numbers
+            right = False
+        if not right:
+            raise ValueError(f"{key} is {value!r}; it must be {needed}")
+
+
+def _check_kind(registry: Any, name: str, key: str, kind: type) -> None:
+    """Raise ValueError unless the registered class is ``kind`` or a subclass."""
+    fitting = [known for known in registered_names(registry) if _is_subclass(registry.get(known), kind)]
+    if name not in fitting:
+        raise ValueError(f"{key} is {name!r}; ICE needs one of {', '.join(fitting)}")
+
+
+def _is_subclass(value: Any, kind: type) -> bool:
+    return isinstance(value, type) and issubclass(value, kind)
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"MODEL.DEVICE is {name!r}; it must be cpu, cuda or cuda:0, cuda:1 ...") from None
+
+
+def _check_datasets(names: Sequence[str], key: str) -> None:
+    for name in names:
+        look_up(
+            DATASET_REGISTRY, name, key, "A dataset of your own is registered in a module that MODEL.ICE.IMPORTS names."
+        )
+
+
+def _check_chunks(cfg: CfgNode, processes: int) -> None:
+    share = cfg.SOLVER.IMS_PER_BATCH // processes
+    chunks = chunks_per_process(cfg.MODEL.ICE.BN_CHUNKS, processes)
+    if share % chunks or share // chunks < 2:
+        raise ValueError(
+            f"MODEL.ICE.BN_CHUNKS ({chunks}) must divide the {share} images that a process has "
+            "(SOLVER.IMS_PER_BATCH / processes) into parts of at least 2"
+        )
+
+
+def _check_warmup(cfg: CfgNode) -> None:
+    solver = cfg.SOLVER
+    if solver.WARMUP_EPOCHS > 0 and solver.WARMUP_ITERS > 0:
+        raise ValueError(
+            f"SOLVER.WARMUP_EPOCHS ({solver.WARMUP_EPOCHS}) and SOLVER.WARMUP_ITERS ({solver.WARMUP_ITERS}) "
+            "are both set; set one of them to 0"
+        )
+    if solver.WARMUP_EPOCHS > 0 and solver.DELAY_EPOCHS > 0:
+        raise ValueError(
+            f"SOLVER.DELAY_EPOCHS ({solver.DELAY_EPOCHS}) would hold the warm-up over SOLVER.WARMUP_EPOCHS "
+            f"({solver.WARMUP_EPOCHS}) too; set one of them to 0"
+        )

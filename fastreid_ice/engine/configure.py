@@ -1,0 +1,101 @@
+"""From the command line to a checked and frozen config, and where the run logs to."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
+import torch
+from fastreid.config import CfgNode
+from fastreid.engine import default_setup
+from fastreid.utils import comm
+from fastreid.utils.logger import setup_logger
+
+from fastreid_ice.config_files import load_config
+from fastreid_ice.engine.checks import check_config, check_evaluation, check_model
+
+logger = logging.getLogger(__name__)
+
+
+def setup(args: Namespace) -> CfgNode:
+    """Build the config from ``args.config_file`` and ``args.opts``, check it, and set logging up.
+
+    Nothing is written before all keys are checked. Without CUDA, ``MODEL.DEVICE`` becomes "cpu" and mixed precision is
+    switched off, each with a log line.
+
+    Args:
+        args: ``config_file``, ``opts`` and ``eval_only``; ``debug`` may say that the screen shows tracebacks too.
+
+    Raises:
+        ValueError: a key or value that cannot be, or keys that contradict each other.
+        FileNotFoundError: a file that the config names is not there.
+        NotADirectoryError: OUTPUT_DIR cannot be a folder.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    notes = adapt_to_device(cfg)
+    if args.eval_only:
+        _check_evaluation_only(cfg)
+    else:
+        check_config(cfg)
+    _check_output(cfg.OUTPUT_DIR)
+    cfg.freeze()
+    _forget_loggers()
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fastreid_ice")
+    if not getattr(args, "debug", False):
+        _keep_tracebacks_off_the_screen()
+    for note in notes:
+        logger.info(note)
+    return cfg
+
+
+def adapt_to_device(cfg: CfgNode) -> list[str]:
+    """Move the config to the CPU where there is no CUDA; return what to log."""
+    notes = []
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        notes.append(f"CUDA is not available: MODEL.DEVICE is cpu instead of {cfg.MODEL.DEVICE}")
+        cfg.MODEL.DEVICE = "cpu"
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+        notes.append("Mixed precision needs CUDA: SOLVER.AMP.ENABLED is False")
+        cfg.SOLVER.AMP.ENABLED = False
+    return notes
+
+
+def _check_evaluation_only(cfg: CfgNode) -> None:
+    cfg.MODEL.BACKBONE.PRETRAIN = False
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("--eval-only needs MODEL.WEIGHTS, the checkpoint to evaluate")
+    if not cfg.DATASETS.TESTS:
+        raise ValueError("--eval-only needs DATASETS.TESTS, the datasets to evaluate on")
+    check_model(cfg)
+    check_evaluation(cfg)
+
+
+def _check_output(folder: str) -> None:
+    """Raise where the output folder cannot be one, before anything is done for it."""
+    if not folder:
+        raise ValueError("OUTPUT_DIR is empty; it names the folder for checkpoints and logs")
+    for path in (Path(folder), *Path(folder).parents):
+        if path.exists():
+            if not path.is_dir():
+                raise NotADirectoryError(f"OUTPUT_DIR is {folder}, but {path} is a file")
+            return
+
+
+def _forget_loggers() -> None:
+    """Let a second run in this process log into its own folder only; fastreid would go on adding handlers."""
+    setup_logger.cache_clear()
+    for name in ("fastreid", "fastreid_ice"):
+        logging.getLogger(name).handlers.clear()
+
+
+def _keep_tracebacks_off_the_screen() -> None:
+    """The screen gets the last line of an error from the command line; ``log.txt`` keeps the traceback."""
+    for name in ("fastreid", "fastreid_ice"):
+        for handler in logging.getLogger(name).handlers:
+            if getattr(handler, "stream", None) is sys.stdout:
+                handler.addFilter(lambda record: record.exc_info is None)

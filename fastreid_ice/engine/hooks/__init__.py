@@ -1,0 +1,1 @@
+"""The hooks of a run by role: clustering, training, evaluation, checkpoints, records, writers."""

@@ -1,0 +1,128 @@
+"""The hook that clusters before an epoch, and hands the epoch its labels."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import time
+from pathlib import Path
+
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
+from fastreid.config import CfgNode
+from fastreid.engine.train_loop import HookBase
+from fastreid.utils import comm
+from fastreid.utils.env import seed_all_rng
+from torch import Tensor
+
+from fastreid_ice.clustering import Clusterer, ClusteringResult, check_clusters, summarize
+from fastreid_ice.data.datasets import TrainingImages
+from fastreid_ice.data.loaders import build_feature_loader
+from fastreid_ice.data.randomness import derive_seed
+from fastreid_ice.engine.checks import clustering_config
+from fastreid_ice.engine.extraction import FeatureExtractor
+from fastreid_ice.engine.hooks.training import unwrap
+from fastreid_ice.files import replacing
+
+logger = logging.getLogger(__name__)
+
+CLUSTERS_FILE = "clusters.csv"
+
+# What the seeds of an epoch are for: the third part of derive_seed(seed, epoch, purpose).
+SHUFFLE, LOADER, GLOBAL = 0, 1, 2
+
+
+class ClusteringHook(HookBase):
+    """Cluster the training images before an epoch and train that epoch on the clusters.
+
+    Executed before every ``CLUSTERING.PERIOD``-th epoch and before the first epoch of every run, so a resumed run
+    clusters with the weights it has just loaded: with a period of 1, as an uninterrupted run would. Every epoch starts
+    from a seed of its own, so that a resumed epoch draws what an uninterrupted one would have drawn. The main process
+    writes the last clustering to ``<OUTPUT_DIR>/clusters.csv``.
+
+    Note:
+        Register it in all workers or in none: it is a collective.
+    """
+
+    def __init__(self, cfg: CfgNode, images: TrainingImages, seed: int):
+        """
+        Args:
+            cfg: the config, with the keys of :func:`fastreid_ice.config.add_ice_config`.
+            images: the training images; their true identities, where they are known, are only scored against, unless
+                ``CLUSTERING.METHOD`` asks for them.
+            seed: of the run, the same on every process.
+
+        Raises:
+            ValueError: a key of CLUSTERING is out of range.
+        """
+        self.cfg = cfg
+        self.images = images
+        self.seed = seed
+        self.labels: Tensor | None = None  # (N,) int64, of the last clustering
+        self._extract = FeatureExtractor(len(images))
+
+    def before_train(self) -> None:
+        self._clusterer = Clusterer(clustering_config(self.cfg, self.seed))
+
+    def before_epoch(self) -> None:
+        epoch = self.trainer.epoch
+        self.trainer.storage.iter = self.trainer.iter  # else fastreid files the scalars under the epoch before
+        if self.labels is None or epoch % self.cfg.CLUSTERING.PERIOD == 0:
+            self._cluster()
+        seed_all_rng(derive_seed(self.seed, epoch, GLOBAL, comm.get_rank()))
+        unwrap(self.trainer.model).seed_shuffle(derive_seed(self.seed, epoch, SHUFFLE))
+        self.trainer.data_loader.start_epoch(self.labels, derive_seed(self.seed, epoch, LOADER))
+
+    def after_train(self) -> None:
+        self.trainer.data_loader.close()
+
+    def _cluster(self) -> None:
+        model = unwrap(self.trainer.model)
+        start = time.perf_counter()
+        features = self._extract(model, build_feature_loader(self.cfg, self.images))
+        extraction = time.perf_counter() - start
+        cameras = self.images.camids if self.cfg.DATASETS.USE_CAMERAS else None
+        result = self._clusterer(features, cameras, self.images.paths, self.images.identities)
+        needed = self.cfg.SOLVER.IMS_PER_BATCH // self.cfg.DATALOADER.NUM_INSTANCE
+        check_clusters(result.num_clusters, result.num_outliers, needed, self._clusterer.config)
+        self.labels = result.labels
+        model.memory.rebuild(features, result.labels, self.images.camids)
+        self._report(result, extraction, time.perf_counter() - start)
+        if comm.is_main_process():
+            write_clusters(Path(self.cfg.OUTPUT_DIR) / CLUSTERS_FILE, self.images, result.labels)
+
+    def _report(self, result: ClusteringResult, extraction: float, total: float) -> None:
+        scalars = summarize(result.labels, self.images.identities)
+        scalars["seconds_features"] = extraction
+        scalars.update({f"seconds_{stage}": seconds for stage, seconds in result.seconds.items()})
+        scalars.update({f"process_peak_mb_{stage}": memory for stage, memory in result.process_peak_mb.items()})
+        if result.knn_recall is not None:
+            scalars["knn_recall"] = result.knn_recall
+        for name, value in scalars.items():
+            self.trainer.storage.put_scalar(f"clustering/{name}", value, smoothing_hint=False)
+        stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.seconds.items()) or "none"
+        agreement = f"; NMI {scalars['nmi']:.3f}, ARI {scalars['ari']:.3f}" if "ari" in scalars else ""
+        logger.info(
+            "Epoch %d: %d clusters, %d outliers of %d images, in %.1f s (features %.1f, %s)%s",
+            self.trainer.epoch + 1,
+            result.num_clusters,
+            result.num_outliers,
+            len(self.images),
+            total,
+            extraction,
+            stages,
+            agreement,
+        )
+
+
+def write_clusters(path: Path, images: TrainingImages, labels: Tensor) -> None:
+    """Write a row per image: path, cluster (-1 = outlier), camera, and the true identity where it is known."""
+    columns: list[list] = [list(images.paths), labels.tolist(), images.camids.tolist()]
+    names = ["path", "label", "camera"]
+    if images.identities is not None:
+        names.append("identity")
+        columns.append(images.identities.tolist())
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        writer.writerows(zip(*columns))

@@ -1,0 +1,40 @@
+"""What one training step has computed: the input of every loss and of the memory's update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepFeatures:
+    """Embeddings and labels of a step. b images are this process's, B = b x number of processes the whole batch's.
+
+    Attributes:
+        query: (b, D) online embeddings of the first strong view; the only tensor with a gradient.
+        weak_query: (b, D) momentum embeddings of the weak view of the same images.
+        labels: (b,) int64 pseudo labels.
+        camids: (b,) int64 camera ids.
+        keys: (B, D) momentum embeddings of the second strong view.
+        weak_keys: (B, D) momentum embeddings of the weak view.
+        key_labels: (B,) int64 pseudo labels.
+        key_camids: (B,) int64 camera ids.
+        num_processes: B / b. A loss that sums over the batch multiplies by it, since the gradients of the
+            processes are averaged.
+    """
+
+    query: Tensor
+    weak_query: Tensor
+    labels: Tensor
+    camids: Tensor
+    keys: Tensor
+    weak_keys: Tensor
+    key_labels: Tensor
+    key_camids: Tensor
+    num_processes: int = 1
+
+    def detached(self) -> StepFeatures:
+        """The same tensors without their graph, so that they may outlive the backward pass."""
+        tensors = [f.name for f in fields(self) if isinstance(getattr(self, f.name), Tensor)]
+        return replace(self, **{name: getattr(self, name).detach() for name in tensors})
