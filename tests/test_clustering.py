@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from benchmarks import dense as reference
 from fastreid_ice.clustering import (
     Clusterer,
     ClusteringConfig,
@@ -19,7 +20,6 @@ from fastreid_ice.clustering import (
     nearest_neighbors,
 )
 from fastreid_ice.clustering.torch_ops.sparse_rows import SparseRows
-from tests import reference
 
 DATA = Path(__file__).parent / "data"
 BACKENDS = ["numba", "torch"]
