@@ -28,6 +28,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.dense import dense_clusters
 from fastreid_ice.clustering import (
     approximate_neighbors,
     dbscan,
@@ -36,7 +37,6 @@ from fastreid_ice.clustering import (
     nearest_neighbors,
     prepare_features,
 )
-from tests import reference
 
 K1, K2, EPS, MIN_SAMPLES = 30, 6, 0.55, 4
 STAGES = ("search", "reciprocal", "jaccard", "dbscan")
@@ -132,7 +132,7 @@ def measure(source, dimensions, args):
             meter("faiss flat", flat_search, features)
         labels = cluster_stages(meter, features)
     if len(features) <= args.dense_up_to:
-        expected = meter("dense", reference.dense_clusters, features.numpy(), K1, K2, EPS, MIN_SAMPLES)
+        expected = meter("dense", dense_clusters, features.numpy(), K1, K2, EPS, MIN_SAMPLES)
         assert np.array_equal(expected, labels.numpy()), "the labels differ from the dense definition"
     title = "synthetic" if synthetic else source.stem
     report(title, features, labels, meter)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from benchmarks import dense as reference
 from fastreid_ice.clustering import (
     Clusterer,
     ClusteringConfig,
@@ -18,8 +19,7 @@ from fastreid_ice.clustering import (
     k_reciprocal_encoding,
     nearest_neighbors,
 )
-from fastreid_ice.clustering.device import SparseRows
-from tests import reference
+from fastreid_ice.clustering.torch_ops.sparse_rows import SparseRows
 
 DATA = Path(__file__).parent / "data"
 BACKENDS = ["numba", "torch"]
@@ -217,7 +217,7 @@ def test_memory_budget_does_not_change_the_result(backend):
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_pruned_search_is_exact(kind, bfloat16, monkeypatch):
     # 2,500 images: several blocks, the last one not full. Ties: 81 distinct rows, so lists full of equal neighbours.
-    monkeypatch.setattr("fastreid_ice.clustering.pruned_search.bfloat16_is_faster", lambda: bfloat16)
+    monkeypatch.setattr("fastreid_ice.clustering.numba_kernels.search.bfloat16_is_faster", lambda: bfloat16)
     features = problem(kind, 2500, 48, seed=3)
     similarities, ranks = nearest_neighbors(features, 30, backend="numba")
     expected, order = reference.dense_neighbors(features, 30)

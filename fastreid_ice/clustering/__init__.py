@@ -1,23 +1,37 @@
-"""Pseudo labels from features: nearest neighbours, k-reciprocal Jaccard distances, DBSCAN. Never imports fastreid."""
+"""Pseudo labels from features: nearest neighbours, k-reciprocal Jaccard distances, DBSCAN. Never imports fastreid.
 
-from .approximate import approximate_neighbors
-from .clusterer import Clusterer, ClusteringResult, cluster_features
-from .config import ClusteringConfig
-from .features import prepare_features
-from .kmeans import kmeans
-from .neighbors import nearest_neighbors
-from .stages import dbscan, jaccard_distances, k_reciprocal_encoding
+``stages`` holds the stages, each computed by ``numba_kernels`` or ``torch_ops``; ``methods`` the table of clusterings
+to which a user may add; ``clusterer`` runs one.
+"""
+
+from fastreid_ice.clustering.approximate import approximate_neighbors
+from fastreid_ice.clustering.clusterer import Clusterer, ClusteringResult, cluster_features
+from fastreid_ice.clustering.config import ClusteringConfig, config_defaults
+from fastreid_ice.clustering.costs import Costs
+from fastreid_ice.clustering.methods import METHODS, ImageFacts, check_clusters, method_names, register_method
+from fastreid_ice.clustering.prepare import prepare_features
+from fastreid_ice.clustering.quality import summarize
+from fastreid_ice.clustering.spherical_kmeans import kmeans
+from fastreid_ice.clustering.stages import dbscan, jaccard_distances, k_reciprocal_encoding, nearest_neighbors
 
 __all__ = [
+    "METHODS",
     "Clusterer",
     "ClusteringConfig",
     "ClusteringResult",
+    "Costs",
+    "ImageFacts",
     "approximate_neighbors",
+    "check_clusters",
     "cluster_features",
+    "config_defaults",
     "dbscan",
     "jaccard_distances",
     "k_reciprocal_encoding",
     "kmeans",
+    "method_names",
     "nearest_neighbors",
     "prepare_features",
+    "register_method",
+    "summarize",
 ]

@@ -1,13 +1,16 @@
 """Approximate neighbours from faiss indexes, for sets too large for an exact search, with their recall."""
 
+from __future__ import annotations
+
 import logging
 import time
 
 import faiss
 import numpy as np
 import torch
+from torch import Tensor
 
-from .neighbors import search_in_float64
+from fastreid_ice.clustering.float64_search import search_in_float64
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +23,15 @@ RECALL_SAMPLE = 256  # images whose true neighbours are computed
 TOLERANCE = 1e-6  # of float32 products of unit rows
 
 
-def approximate_neighbors(features, k, kind="hnsw", rows=None, seed=0, memory_budget_mb=256, target_recall=0.9):
+def approximate_neighbors(
+    features: Tensor,
+    k: int,
+    kind: str = "hnsw",
+    rows: tuple[int, int] | None = None,
+    seed: int = 0,
+    memory_budget_mb: int = 256,
+    target_recall: float = 0.9,
+) -> tuple[Tensor, Tensor, float]:
     """Find about the k most similar images of each image with a faiss index on the CPU.
 
     The true neighbours of a sample are computed; the effort of the search (cells probed by "ivf", candidates kept by
@@ -56,7 +67,7 @@ def approximate_neighbors(features, k, kind="hnsw", rows=None, seed=0, memory_bu
         truth, _ = faiss.knn(sampled, vectors.numpy(), length, metric=faiss.METRIC_INNER_PRODUCT)
         least = torch.from_numpy(truth[:, -1:])
         built = time.perf_counter()
-        search = _IVF(vectors.numpy()) if kind == "ivf" else _HNSW(vectors.numpy(), length)
+        search: _IVF | _HNSW = _IVF(vectors.numpy()) if kind == "ivf" else _HNSW(vectors.numpy(), length)
         logger.info("CLUSTERING.KNN %s: indexed %d images in %.1f s.", kind, len(vectors), time.perf_counter() - built)
         while _recall(search(sampled, length)[0], least) < target_recall and search.effort < search.most:
             search.effort = min(2 * search.effort, search.most)
@@ -80,7 +91,7 @@ class _IVF:
 
     unit = "cells"
 
-    def __init__(self, vectors):
+    def __init__(self, vectors: np.ndarray):
         images, dimensions = vectors.shape
         cells = max(1, min(int(4 * np.sqrt(images)), images // 39))
         self._index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimensions), dimensions, cells, faiss.METRIC_INNER_PRODUCT)
@@ -91,10 +102,10 @@ class _IVF:
         self._index.add(vectors)
         self.effort, self.most = min(4, cells), cells
 
-    def __call__(self, vectors, k):
+    def __call__(self, vectors: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
         """Similarities and ranks (n, k) of these rows; -1 where fewer were found."""
         self._index.nprobe = self.effort
-        return tuple(torch.from_numpy(found) for found in self._index.search(vectors, k))
+        return _as_tensors(*self._index.search(vectors, k))
 
 
 class _HNSW:
@@ -102,18 +113,22 @@ class _HNSW:
 
     unit = "candidates"
 
-    def __init__(self, vectors, k):
+    def __init__(self, vectors: np.ndarray, k: int):
         self._index = faiss.IndexHNSWFlat(vectors.shape[1], HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
         self._index.hnsw.efConstruction = HNSW_BUILD
         self._index.add(vectors)
         self.effort, self.most = k, max(k, HNSW_MOST)
 
-    def __call__(self, vectors, k):
+    def __call__(self, vectors: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
         """Similarities and ranks (n, k) of these rows; -1 where fewer were found."""
         self._index.hnsw.efSearch = self.effort
-        return tuple(torch.from_numpy(found) for found in self._index.search(vectors, k))
+        return _as_tensors(*self._index.search(vectors, k))
 
 
-def _recall(similarities, least):
+def _as_tensors(similarities: np.ndarray, ranks: np.ndarray) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(similarities), torch.from_numpy(ranks)
+
+
+def _recall(similarities: Tensor, least: Tensor) -> float:
     """Share of the similarities (n, K) that reach the true K-th ones, ``least`` (n, 1)."""
     return (similarities >= least - TOLERANCE).double().mean().item()

@@ -2,25 +2,19 @@
 
 from __future__ import annotations  # unions of types, on Python 3.9
 
-import logging
-import resource
-import time
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from . import distributed
-from .approximate import approximate_neighbors
-from .config import ClusteringConfig
-from .features import prepare_features
-from .kmeans import kmeans
-from .neighbors import nearest_neighbors
-from .stages import dbscan, jaccard_distances, k_reciprocal_encoding
-
-logger = logging.getLogger(__name__)
+from fastreid_ice.clustering import distributed
+from fastreid_ice.clustering.config import ClusteringConfig
+from fastreid_ice.clustering.costs import Costs
+from fastreid_ice.clustering.methods import METHODS, ImageFacts
+from fastreid_ice.clustering.prepare import prepare_features
 
 
 @dataclass
@@ -28,22 +22,31 @@ class ClusteringResult:
     """Pseudo labels and what they cost.
 
     Attributes:
-        labels: (N,) int64 on the CPU, -1 = outlier, clusters numbered by their first core image.
-        num_clusters: number of clusters.
-        num_outliers: number of images labelled -1.
-        seconds: wall time per stage: "search", then on rank 0 "reciprocal", "jaccard", "dbscan"; or "kmeans".
-        peak_memory_mb: high-water mark in MiB after each stage, since the start of the process: resident memory, or
-            allocated memory of the accelerator where the features are on one.
+        labels: (N,) int64 on the CPU, -1 = outlier, clusters numbered from 0 without gaps. "jaccard_dbscan" numbers
+            them by their first core image.
+        seconds: wall time per stage: "search", then on rank 0 "reciprocal", "jaccard", "dbscan"; or "kmeans"; or what
+            another method records; empty for "ground_truth".
+        process_peak_mb: for the same stages, the most memory in MiB that the whole process had used from its start to
+            the end of the stage, so that it never falls: resident memory, or allocated memory of the accelerator where
+            the features are on one. Without entries where the system does not tell (Windows).
         knn_recall: lowest share, over the ranks, of the true neighbours that an approximate search found on a
             sample (see :func:`approximate_neighbors`); None if the search was exact.
     """
 
     labels: Tensor
-    num_clusters: int
-    num_outliers: int
-    seconds: dict = field(default_factory=dict)
-    peak_memory_mb: dict = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    process_peak_mb: dict[str, float] = field(default_factory=dict)
     knn_recall: float | None = None
+
+    @property
+    def num_clusters(self) -> int:
+        """Number of clusters."""
+        return int(self.labels.max()) + 1
+
+    @property
+    def num_outliers(self) -> int:
+        """Number of images labelled -1."""
+        return int((self.labels < 0).sum())
 
 
 class Clusterer:
@@ -52,8 +55,9 @@ class Clusterer:
     Holds no state between calls but its configuration, so that a resumed run clusters as an uninterrupted one.
 
     Note:
-        A collective where torch.distributed is initialised: all ranks must call it, each with all N features. Each
-        rank searches the neighbours of its share of the rows; rank 0 clusters and broadcasts the labels.
+        A collective where torch.distributed is initialised: all ranks must call it, each with all N features. With
+        "jaccard_dbscan" each rank searches the neighbours of its share of the rows. Rank 0 clusters and broadcasts the
+        labels.
 
     Args:
         config: a ClusteringConfig, default that of ICE.
@@ -62,97 +66,117 @@ class Clusterer:
     def __init__(self, config: ClusteringConfig | None = None):
         self.config = config or ClusteringConfig()
 
-    def __call__(self, features, camids=None, names=None) -> ClusteringResult:
+    def __call__(
+        self,
+        features: Tensor | np.ndarray,
+        camids: Sequence[int] | np.ndarray | Tensor | None = None,
+        names: Sequence[str] | None = None,
+        identities: Sequence[int] | np.ndarray | Tensor | None = None,
+    ) -> ClusteringResult:
         """Cluster.
 
         Args:
             features: (N, D) tensor or array, any float type, any device; rows are normalised where they are not.
-            camids: (N,) camera ids; no method that is built in needs them.
+            camids: (N,) camera ids, handed to the method; of those built in none looks at them.
             names: N image paths for error messages.
+            identities: (N,) true identities, if they are known; of the methods built in only "ground_truth" looks at
+                them.
 
         Returns:
             A ClusteringResult; the labels are the same on all ranks.
 
         Raises:
-            ValueError: features of a wrong shape or type or with NaN or infinite values, camids of another length.
+            ValueError: features of a wrong shape or type or with NaN or infinite values; camids, names or identities of
+                another length; a method that needs what is not there, or returns something other than labels.
         """
-        features = prepare_features(features, names=names)
-        if camids is not None and len(camids) != len(features):
-            raise ValueError(f"Clustering got {len(features)} features but {len(camids)} camera ids.")
-        costs = _Costs(features.device)
-        recall = None
-        if self.config.method == "kmeans":
-            labels = self._kmeans(features, costs)
-        else:
-            similarities, ranks, recall = self._search(features, costs)
-            labels = None if _waits() else self._label(features, similarities, ranks, costs)
+        on_cpu = "cpu" if self.config.backend == "numba" else None
+        features = prepare_features(features, device=on_cpu, names=names)
+        images = _image_facts(len(features), camids, names, identities)
+        costs = Costs(features.device)
+        labels = self._labels(features, images, costs)
+        return ClusteringResult(labels, costs.seconds, costs.process_peak_mb, costs.knn_recall)
+
+    def _labels(self, features: Tensor, images: ImageFacts, costs: Costs) -> Tensor:
+        """The method's labels, checked, the same on all ranks."""
+        method = METHODS[self.config.method]
+        labels = None
+        if method.collective or distributed.is_first():
+            found = method.cluster(features, images, self.config, costs)
+            if distributed.is_first():
+                labels = checked_labels(found, len(features), self.config.method)
         if distributed.in_group():
-            labels = distributed.broadcast_labels(labels, len(features))
-        outliers = int((labels < 0).sum())
-        return ClusteringResult(labels, int(labels.max()) + 1, outliers, costs.seconds, costs.memory_mb, recall)
-
-    def _search(self, features, costs):
-        config, images = self.config, len(features)
-        shared = distributed.in_group()
-        rows = distributed.own_rows(images) if shared else (0, images)
-        recall = None
-        with costs.stage("search"):
-            if config.knn == "exact":
-                options = {"memory_budget_mb": config.memory_budget_mb, "allow_tf32": config.allow_tf32}
-                found = nearest_neighbors(features, config.k1, rows, config.backend, **options)
-            else:
-                options = config.knn, rows, config.seed, config.memory_budget_mb, config.knn_recall
-                *found, recall = approximate_neighbors(features, config.k1, *options)
-            if shared:
-                found = [distributed.gather_rows(part, images) for part in found]
-                recall = None if recall is None else distributed.lowest(recall)
-        return *found, recall
-
-    def _label(self, features, similarities, ranks, costs):
-        config = self.config
-        with costs.stage("reciprocal"):
-            options = {"backend": config.backend, "memory_budget_mb": config.memory_budget_mb}
-            encoding = k_reciprocal_encoding(features, ranks, similarities, config.k1, config.k2, **options)
-        with costs.stage("jaccard"):
-            graph = jaccard_distances(encoding, config.eps, config.memory_budget_mb)
-        with costs.stage("dbscan"):
-            return dbscan(graph, config.min_samples).cpu()
-
-    def _kmeans(self, features, costs):
-        if _waits():
-            return None
-        with costs.stage("kmeans"):
-            return kmeans(features, self.config.num_clusters, self.config.seed)
+            return distributed.broadcast_labels(labels, len(features))
+        assert labels is not None
+        return labels
 
 
-def _waits():
-    """Whether another rank computes the labels for this one."""
-    return distributed.in_group() and dist.get_rank() != 0
+def checked_labels(labels: Any, images: int, method: str) -> Tensor:
+    """Check what a method returned.
+
+    Args:
+        labels: (N,) tensor or array of integers, -1 = outlier.
+        images: N.
+        method: its name, for the message.
+
+    Returns:
+        (N,) int64 on the CPU. Clusters keep their order and are renumbered without gaps.
+
+    Raises:
+        ValueError: it is something else.
+
+    Example:
+        >>> checked_labels(np.array([7, -1, 3, 7]), 4, "mine").tolist()
+        [1, -1, 0, 1]
+    """
+    if not isinstance(labels, (Tensor, np.ndarray)):
+        raise ValueError(
+            f"The clustering method {method!r} returned {type(labels).__name__}; labels are a tensor or an array."
+        )
+    labels = torch.as_tensor(labels).detach().cpu()
+    if labels.shape != (images,):
+        raise ValueError(
+            f"The clustering method {method!r} returned labels of shape {tuple(labels.shape)}; it must be ({images},): "
+            "a label for each image."
+        )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"The clustering method {method!r} returned labels of type {labels.dtype}; they must be integers."
+        )
+    labels = labels.long()
+    if int(labels.min()) < -1:
+        raise ValueError(
+            f"The clustering method {method!r} returned the label {int(labels.min())}; labels are 0, 1, ..., "
+            "and -1 for an outlier."
+        )
+    values, dense = labels.unique(return_inverse=True)
+    return dense - int(values[0] == -1)
 
 
-class _Costs:
-    """Seconds and memory of the stages of one call."""
-
-    def __init__(self, device):
-        self.device = device
-        self.seconds = {}
-        self.memory_mb = {}
-
-    @contextmanager
-    def stage(self, name):
-        start = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-            used = torch.cuda.max_memory_allocated(self.device) / 2**20
-        else:
-            used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        self.seconds[name] = time.perf_counter() - start
-        self.memory_mb[name] = used
-        logger.debug("Clustering, %s: %.3f s, peak %.0f MiB.", name, self.seconds[name], used)
+def _image_facts(
+    images: int,
+    camids: Sequence[int] | np.ndarray | Tensor | None,
+    names: Sequence[str] | None,
+    identities: Sequence[int] | np.ndarray | Tensor | None,
+) -> ImageFacts:
+    """Put together what is known about the images; a list of another length is an error."""
+    for what, values in (("camera ids", camids), ("names", names), ("identities", identities)):
+        if values is not None and len(values) != images:
+            raise ValueError(f"Clustering got {images} features but {len(values)} {what}.")
+    return ImageFacts(
+        camids=None if camids is None else torch.as_tensor(camids).cpu().long(),
+        identities=None if identities is None else torch.as_tensor(identities).cpu().long(),
+        names=None if names is None else tuple(names),
+    )
 
 
-def cluster_features(features, k1=30, k2=6, eps=0.55, min_samples=4, device=None) -> Tensor:
+def cluster_features(
+    features: Tensor | np.ndarray,
+    k1: int = 30,
+    k2: int = 6,
+    eps: float = 0.55,
+    min_samples: int = 4,
+    device: torch.device | str | None = None,
+) -> Tensor:
     """Cluster features into pseudo labels, as ICE does before each epoch.
 
     Args:

@@ -1,10 +1,16 @@
 """What a user may choose about the clustering, with the key that sets it in a fastreid config."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-METHODS = ("jaccard_dbscan", "kmeans")
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+
+from fastreid_ice.clustering.methods import METHODS
+
 SEARCHES = ("exact", "ivf", "hnsw")
 BACKENDS = ("auto", "numba", "torch")
+
+_NO_KEY = {"config_key": False}  # the metadata of a field that is no key of its own in CLUSTERING
 
 
 @dataclass(frozen=True)
@@ -12,7 +18,9 @@ class ClusteringConfig:
     """Parameters of one clustering; the defaults are those of ICE on Market-1501.
 
     Attributes:
-        method: CLUSTERING.METHOD. "jaccard_dbscan" (ICE) or "kmeans" (spherical k-means, no outliers).
+        method: CLUSTERING.METHOD. "jaccard_dbscan" (ICE), "kmeans" (spherical k-means, no outliers), "ground_truth"
+            (the true identities, an upper bound) or a name given to
+            :func:`~fastreid_ice.clustering.register_method`.
         k1: CLUSTERING.K1. Length of a neighbour list, the image itself included; k1 of Zhong et al., CVPR 2017.
         k2: CLUSTERING.K2. Rows averaged by the query expansion, the image's own included; 1 turns it off.
         eps: CLUSTERING.EPS. Largest Jaccard distance between two DBSCAN neighbours, in (0, 1).
@@ -23,11 +31,14 @@ class ClusteringConfig:
         num_clusters: CLUSTERING.NUM_CLUSTERS. Number of clusters of "kmeans"; not used by "jaccard_dbscan".
         memory_budget_mb: CLUSTERING.MEMORY_BUDGET_MB. Bounds the scratch memory of a chunk, in MiB; no result depends
             on it.
-        backend: CLUSTERING.BACKEND. "numba" (compiled CPU kernels), "torch" (index operations on the features' device)
-            or "auto": torch for features on an accelerator, else numba. Both give the same labels.
+        backend: CLUSTERING.BACKEND. "numba" (compiled CPU kernels; features on an accelerator are copied to the CPU),
+            "torch" (index operations on the features' device) or "auto": torch for features on an accelerator, else
+            numba. Both give the same labels.
         allow_tf32: CLUSTERING.ALLOW_TF32. Let CUDA use TF32 for the candidates of the exact search. Faster, and no
             longer guaranteed to be exact.
-        seed: CLUSTERING.SEED. Seed of k-means and of the sample on which the recall is measured.
+        seed: of the run, no key of CLUSTERING: the seed of k-means and of the sample on which the recall is measured.
+        extra: what a method of the user's own reads, by any names; no key of the built-in methods. Their
+            ``check`` may validate it (see :func:`~fastreid_ice.clustering.register_method`).
     """
 
     method: str = "jaccard_dbscan"
@@ -41,9 +52,10 @@ class ClusteringConfig:
     memory_budget_mb: int = 256
     backend: str = "auto"
     allow_tf32: bool = False
-    seed: int = 0
+    seed: int = field(default=0, metadata=_NO_KEY)
+    extra: Mapping[str, object] = field(default_factory=dict, hash=False, metadata=_NO_KEY)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require_choice("METHOD", self.method, METHODS)
         _require_choice("KNN", self.knn, SEARCHES)
         _require_choice("BACKEND", self.backend, BACKENDS)
@@ -56,10 +68,20 @@ class ClusteringConfig:
             raise ValueError(f"CLUSTERING.KNN_RECALL is {self.knn_recall}; it must be above 0 and at most 1.")
         if self.k2 > self.k1:
             raise ValueError(f"CLUSTERING.K2 is {self.k2} but a neighbour list has CLUSTERING.K1 = {self.k1} entries.")
-        if self.method == "kmeans" and self.num_clusters < 1:
-            raise ValueError(f"CLUSTERING.METHOD 'kmeans' needs CLUSTERING.NUM_CLUSTERS >= 1, not {self.num_clusters}.")
+        METHODS[self.method].check(self)
 
 
-def _require_choice(key, found, choices):
+def config_defaults() -> dict[str, object]:
+    """The keys of CLUSTERING and their defaults, in the order of the fields of :class:`ClusteringConfig`.
+
+    Example:
+        >>> list(config_defaults())[:3], config_defaults()["EPS"], "SEED" in config_defaults()
+        (['METHOD', 'K1', 'K2'], 0.55, False)
+    """
+    keys = [each for each in fields(ClusteringConfig) if each.metadata.get("config_key", True)]
+    return {each.name.upper(): each.default for each in keys}
+
+
+def _require_choice(key: str, found: str, choices: Iterable[str]) -> None:
     if found not in choices:
         raise ValueError(f"CLUSTERING.{key} is {found!r}; choose one of {', '.join(choices)}.")

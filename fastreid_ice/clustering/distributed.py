@@ -1,7 +1,10 @@
 """Share the neighbour search among the ranks of a torch.distributed job."""
 
+from __future__ import annotations
+
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 
 def in_group() -> bool:
@@ -9,14 +12,21 @@ def in_group() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def own_rows(images: int) -> tuple:
-    """(start, stop) of the rows that this rank searches: contiguous, in the order of the ranks."""
+def is_first() -> bool:
+    """Whether this is rank 0, or the only process."""
+    return not in_group() or dist.get_rank() == 0
+
+
+def own_rows(images: int) -> tuple[int, int]:
+    """(start, stop) of the rows that this rank searches: contiguous, in the order of the ranks; all without a group."""
+    if not in_group():
+        return 0, images
     size = -(-images // dist.get_world_size())
     start = min(dist.get_rank() * size, images)
     return start, min(start + size, images)
 
 
-def gather_rows(part, images: int):
+def gather_rows(part: Tensor, images: int) -> Tensor:
     """Concatenate the rows of all ranks: (n, K) on each -> (N, K) on all, on the device of ``part``."""
     size = -(-images // dist.get_world_size())
     padded = part.new_zeros(size, part.shape[1], device=_wire())
@@ -26,7 +36,7 @@ def gather_rows(part, images: int):
     return torch.cat(gathered)[:images].to(part.device)
 
 
-def broadcast_labels(labels, images: int):
+def broadcast_labels(labels: Tensor | None, images: int) -> Tensor:
     """Give every rank the labels (N,) int64 of rank 0; the others pass None. Returns them on the CPU."""
     wire = labels.to(_wire()) if labels is not None else torch.empty(images, dtype=torch.int64, device=_wire())
     dist.broadcast(wire, src=0)
@@ -40,6 +50,6 @@ def lowest(value: float) -> float:
     return wire.item()
 
 
-def _wire():
+def _wire() -> torch.device:
     """The device whose tensors the process group can carry."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

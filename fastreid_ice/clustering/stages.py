@@ -1,15 +1,81 @@
-"""The stages after the neighbour search as public functions, for both kinds of sparse matrix."""
+"""The four stages as public functions, and the one decision which backend runs them.
 
-import numpy as np
+Both backends have the same four modules and functions: ``numba_kernels`` compiles them for the CPU, ``torch_ops``
+writes them in tensor operations for any device. They give the same labels. The backend is imported when it is first
+used, so that the torch path needs no numba.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 import torch
+from torch import Tensor
 
-from . import device
-from .components import label_graph
-from .jaccard import jaccard_rows
-from .reciprocal import encode
+from fastreid_ice.clustering.torch_ops.sparse_rows import SparseRows
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
-def k_reciprocal_encoding(features, ranks, similarities, k1=30, k2=6, backend="auto", memory_budget_mb=256):
+def _backend(choice: str, device: torch.device) -> ModuleType:
+    """The package whose modules search, encoding, jaccard and dbscan are to run."""
+    if choice == "torch" or (choice == "auto" and device.type != "cpu"):
+        from fastreid_ice.clustering import torch_ops
+
+        return torch_ops
+    from fastreid_ice.clustering import numba_kernels
+
+    return numba_kernels
+
+
+def _backend_of(matrix: csr_array | SparseRows) -> ModuleType:
+    """The backend that made a sparse matrix."""
+    if isinstance(matrix, SparseRows):
+        return _backend("torch", matrix.values.device)
+    return _backend("numba", torch.device("cpu"))
+
+
+def nearest_neighbors(
+    features: Tensor,
+    k: int,
+    rows: tuple[int, int] | None = None,
+    backend: str = "auto",
+    memory_budget_mb: int = 256,
+    allow_tf32: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Find the k most similar images of each image, itself included.
+
+    Neighbours are ranked by similarity (inner product, summed in float64, on a grid of 2^-32), equal ones by
+    index, as a plain exact search ranks them. With more than k identical images an image need not be
+    in its own list.
+
+    Args:
+        features: (N, D) float32 unit rows (see prepare_features), on any device.
+        k: length of a list, capped at N.
+        rows: (start, stop) to search for only these images, default all.
+        backend: "numba" (CPU), "torch" or "auto"; the result does not depend on it.
+        memory_budget_mb: bounds the scratch memory of the torch path, in MiB.
+        allow_tf32: let CUDA find the candidates in TF32: faster, and no longer guaranteed to be exact.
+
+    Returns:
+        similarities (n, K) float32 and ranks (n, K) int64 on the device of the features, K = min(k, N).
+    """
+    rows = rows if rows is not None else (0, len(features))
+    search = _backend(backend, features.device).search
+    return search.nearest_neighbors(features, min(k, len(features)), rows, memory_budget_mb, allow_tf32)
+
+
+def k_reciprocal_encoding(
+    features: Tensor,
+    ranks: Tensor,
+    similarities: Tensor,
+    k1: int = 30,
+    k2: int = 6,
+    backend: str = "auto",
+    memory_budget_mb: int = 256,
+) -> csr_array | SparseRows:
     """Encode each image as a sparse row of weights over its k-reciprocal neighbours (Zhong et al., CVPR 2017).
 
     R(i) = images in i's list that have i in theirs. The half set of a member (the same over the first
@@ -28,12 +94,13 @@ def k_reciprocal_encoding(features, ranks, similarities, k1=30, k2=6, backend="a
     Returns:
         (N, N) sparse matrix, rows sum to 1: scipy csr_array (numba) or SparseRows (torch).
     """
-    if backend == "torch" or (backend == "auto" and features.device.type != "cpu"):
-        return device.encode_on_device(features, ranks, k1, k2, memory_budget_mb)
-    return encode(features.numpy(), ranks.numpy().astype(np.int32), similarities.numpy(), k1, k2)
+    encoding = _backend(backend, features.device).encoding
+    return encoding.k_reciprocal_encoding(features, ranks, similarities, k1, k2, memory_budget_mb)
 
 
-def jaccard_distances(encoding, eps=0.55, memory_budget_mb=256):
+def jaccard_distances(
+    encoding: csr_array | SparseRows, eps: float = 0.55, memory_budget_mb: int = 256
+) -> csr_array | SparseRows:
     """Jaccard distances d = 1 - m / (2 - m) <= eps between rows, m = sum of their element-wise minima.
 
     Args:
@@ -44,12 +111,10 @@ def jaccard_distances(encoding, eps=0.55, memory_budget_mb=256):
     Returns:
         (N, N) sparse matrix of the same kind, symmetric; distances of 0, such as the diagonal, are stored.
     """
-    if isinstance(encoding, device.SparseRows):
-        return device.jaccard_on_device(encoding, eps, memory_budget_mb)
-    return jaccard_rows(encoding, eps)
+    return _backend_of(encoding).jaccard.jaccard_distances(encoding, eps, memory_budget_mb)
 
 
-def dbscan(graph, min_samples=4):
+def dbscan(graph: csr_array | SparseRows, min_samples: int = 4) -> Tensor:
     """Cluster a symmetric graph that holds every pair within eps, and every image's distance to itself.
 
     A core image has at least ``min_samples`` neighbours, itself included. Core images that are neighbours
@@ -69,6 +134,4 @@ def dbscan(graph, min_samples=4):
         >>> dbscan(pairs, min_samples=3).tolist()
         [0, 0, 0, -1]
     """
-    if isinstance(graph, device.SparseRows):
-        return device.dbscan_on_device(graph, min_samples)
-    return torch.from_numpy(label_graph(graph.indptr, graph.indices, min_samples))
+    return _backend_of(graph).dbscan.dbscan(graph, min_samples)

@@ -1,19 +1,22 @@
-"""What several compiled stages share: inner products on one grid, so that they agree on ties, and sparse rows."""
+"""What several compiled stages share: inner products in float64, and sparse rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numba import njit
-from scipy import sparse
+from scipy.sparse import csr_array
+
+# What a kernel returns of its rows: their sizes, and the columns and values of their entries.
+Entries = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 # Sums may be reordered (that is what makes them vector code) but NaN and infinities keep their meaning.
 REASSOCIATE = {"reassoc", "contract", "nsz"}
 
-# Similarities are summed in float64 and ranked as multiples of 2^-32: far above the rounding of the sum, so that
-# mathematically equal ones are equal whatever the order of summation, and far below float32's own resolution.
-GRID = 2.0**32
-
 
 @njit(cache=True, nogil=True, fastmath=REASSOCIATE)
-def dot(a, b):
+def dot(a: np.ndarray, b: np.ndarray) -> float:
     """Inner product of two float32 vectors, summed in float64."""
     total = 0.0
     for d in range(a.shape[0]):
@@ -22,7 +25,7 @@ def dot(a, b):
 
 
 @njit(cache=True, nogil=True, fastmath=REASSOCIATE)
-def dot_four(features, image, others, products):
+def dot_four(features: np.ndarray, image: int, others: np.ndarray, products: np.ndarray) -> None:
     """Inner products of one row with four others at once: four streams keep the memory busy."""
     x = features[image]
     a, b, c, d = features[others[0]], features[others[1]], features[others[2]], features[others[3]]
@@ -37,7 +40,7 @@ def dot_four(features, image, others, products):
 
 
 @njit(cache=True, nogil=True)
-def grown(array, needed):
+def grown(array: np.ndarray, needed: int) -> np.ndarray:
     """The array itself, or a copy with room for ``needed`` entries and more to come."""
     if needed <= array.shape[0]:
         return array
@@ -46,11 +49,11 @@ def grown(array, needed):
     return larger
 
 
-def assemble(parts, images):
-    """[(row sizes, columns, values)] in the order of the rows -> csr_array."""
+def assemble(parts: Sequence[Entries], images: int) -> csr_array:
+    """Join parts in the order of their rows: (N, N) matrix."""
     sizes = np.concatenate([part[0] for part in parts])
     indptr = np.zeros(images + 1, np.int64)
     np.cumsum(sizes, out=indptr[1:])
     indices = np.concatenate([part[1] for part in parts])
     values = np.concatenate([part[2] for part in parts])
-    return sparse.csr_array((values, indices, indptr), shape=(images, images))
+    return csr_array((values, indices, indptr), shape=(images, images))

@@ -1,10 +1,13 @@
-"""The definitions, written as plainly as possible over dense float64 matrices. Slow on purpose; only tests use them."""
+"""The definitions, as plainly as possible over dense float64 matrices. Slow on purpose; for tests and benchmarks."""
+
+from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.cluster import DBSCAN
 
 
-def dense_neighbors(features, k):
+def dense_neighbors(features: ArrayLike, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k most similar rows of each row, equal ones by index: (N, D) -> similarities (N, N), ranks (N, min(k, N))."""
     features = np.asarray(features, np.float64)
     similarities = np.einsum("id,jd->ij", features, features)
@@ -12,12 +15,12 @@ def dense_neighbors(features, k):
     return similarities, np.argsort(-similarities, axis=1, kind="stable")[:, :k]
 
 
-def dense_reciprocal_set(ranks, image, length):
+def dense_reciprocal_set(ranks: np.ndarray, image: int, length: int) -> set[int]:
     """Images among the first ``length`` neighbours of ``image`` that have it among theirs."""
     return {int(j) for j in ranks[image, :length] if image in ranks[j, :length]}
 
 
-def dense_encoding(features, k1, k2):
+def dense_encoding(features: ArrayLike, k1: int, k2: int) -> np.ndarray:
     """k-reciprocal encoding: (N, D) -> (N, N), rows sum to 1."""
     similarities, ranks = dense_neighbors(features, k1)
     images = len(ranks)
@@ -36,13 +39,13 @@ def dense_encoding(features, k1, k2):
     return np.stack([weights[ranks[i, :k2]].mean(axis=0) for i in range(images)])
 
 
-def dense_jaccard(encoding):
+def dense_jaccard(encoding: np.ndarray) -> np.ndarray:
     """Jaccard distances 1 - m / (2 - m) of all pairs of rows, m = sum of their element-wise minima."""
     overlaps = np.stack([np.minimum(row, encoding).sum(axis=1) for row in encoding])
     return np.maximum(1 - overlaps / (2 - overlaps), 0)
 
 
-def dense_clusters(features, k1, k2, eps, min_samples):
+def dense_clusters(features: ArrayLike, k1: int, k2: int, eps: float, min_samples: int) -> np.ndarray:
     """Labels (N,) of scikit-learn's DBSCAN on the dense distances; a distance that equals eps is within eps."""
     distances = dense_jaccard(dense_encoding(features, k1, k2))
     return DBSCAN(eps=eps + 1e-6, min_samples=min_samples, metric="precomputed").fit_predict(distances)

@@ -4,12 +4,18 @@ The kernels release the interpreter lock, so plain threads suffice. Unlike an Op
 they leave nothing behind that a later fork (data loader workers) or torch's own thread pool could trip over.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 
+T = TypeVar("T")
 
-def row_chunks(rows: int, threads: int, largest: int = 65536) -> list:
+
+def row_chunks(rows: int, threads: int, largest: int = 65536) -> list[tuple[int, int]]:
     """Cut range(rows) into (start, stop) pairs: several per thread for balance, none above ``largest`` rows.
 
     Example:
@@ -20,7 +26,7 @@ def row_chunks(rows: int, threads: int, largest: int = 65536) -> list:
     return [(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def map_rows(kernel, rows: int, largest: int = 65536) -> list:
+def map_rows(kernel: Callable[[int, int], T], rows: int, largest: int = 65536) -> list[T]:
     """Call ``kernel(start, stop)`` for all chunks of rows; results in the order of the rows."""
     threads = torch.get_num_threads()
     chunks = row_chunks(rows, threads, largest)

@@ -1,6 +1,9 @@
 """Check the features once, so that every later stage may rely on them."""
 
+from __future__ import annotations
+
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,7 +15,9 @@ logger = logging.getLogger(__name__)
 UNIT_TOLERANCE = 1e-4
 
 
-def prepare_features(features, device=None, names=None) -> Tensor:
+def prepare_features(
+    features: Tensor | np.ndarray, device: torch.device | str | None = None, names: Sequence[str] | None = None
+) -> Tensor:
     """Turn features into contiguous float32 rows of unit length.
 
     Rows that are not of unit length are normalised (the similarity is the cosine). A zero vector has no
@@ -45,7 +50,7 @@ def prepare_features(features, device=None, names=None) -> Tensor:
     return _unit_rows(features, names).float()  # in float64 first: its range is larger
 
 
-def _unit_rows(features, names):
+def _unit_rows(features: Tensor, names: Sequence[str] | None) -> Tensor:
     """(N, D) -> (N, D) of unit length, zero rows left zero; the input itself if all rows are of unit length."""
     norms = torch.linalg.vector_norm(features, dim=1)  # (N,)
     if not bool(torch.isfinite(norms).all()):
@@ -60,7 +65,7 @@ def _unit_rows(features, names):
     return features / torch.linalg.vector_norm(features, dim=1, keepdim=True).masked_fill(zero[:, None], 1)
 
 
-def _raise_not_finite(features, names):
+def _raise_not_finite(features: Tensor, names: Sequence[str] | None) -> None:
     bad = (~torch.isfinite(features)).any(dim=1).nonzero().flatten()
     if len(bad) == 0:
         return

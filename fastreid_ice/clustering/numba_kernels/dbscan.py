@@ -1,11 +1,21 @@
-"""DBSCAN on a sparse graph, in a compiled CPU kernel; see :func:`fastreid_ice.clustering.dbscan`."""
+"""DBSCAN on a sparse graph, in a compiled CPU kernel."""
+
+from __future__ import annotations
 
 import numpy as np
+import torch
 from numba import njit
+from scipy.sparse import csr_array
+from torch import Tensor
+
+
+def dbscan(graph: csr_array, min_samples: int) -> Tensor:
+    """Labels (N,) int64, -1 = outlier; see :func:`fastreid_ice.clustering.dbscan`."""
+    return torch.from_numpy(_label_graph(graph.indptr, graph.indices, min_samples))
 
 
 @njit(cache=True, nogil=True)
-def _root(parents, image):
+def _root(parents: np.ndarray, image: int) -> int:
     while parents[image] != image:
         parents[image] = parents[parents[image]]
         image = parents[image]
@@ -13,7 +23,7 @@ def _root(parents, image):
 
 
 @njit(cache=True, nogil=True)
-def label_graph(indptr, indices, min_samples):
+def _label_graph(indptr: np.ndarray, indices: np.ndarray, min_samples: int) -> np.ndarray:
     """Labels (N,) int64 of a symmetric CSR graph with its diagonal; -1 = outlier."""
     images = indptr.shape[0] - 1
     core = indptr[1:] - indptr[:-1] >= min_samples
@@ -39,7 +49,7 @@ def label_graph(indptr, indices, min_samples):
 
 
 @njit(cache=True, nogil=True)
-def _join_borders(indptr, indices, core, labels):
+def _join_borders(indptr: np.ndarray, indices: np.ndarray, core: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Give each image beside a core image the lowest label among its core neighbours."""
     for i in range(core.shape[0]):
         if core[i]:

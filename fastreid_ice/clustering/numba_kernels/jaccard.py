@@ -1,15 +1,14 @@
 """Jaccard distances between sparse rows of weights, only those up to eps, in compiled CPU kernels."""
 
+from __future__ import annotations
+
 import numpy as np
 from numba import njit
-from scipy import sparse
+from scipy.sparse import csr_array
 
-from .kernels import assemble, grown
-from .parallel import map_rows
-
-# Rounding in the sums moves a distance by about 1e-7. Distances that equal eps (they exist at round values
-# such as 0.5, where weights are equal) count as "within eps" however a path rounds.
-TOLERANCE = 1e-6
+from fastreid_ice.clustering.definitions import least_overlap
+from fastreid_ice.clustering.numba_kernels.common import Entries, assemble, grown
+from fastreid_ice.clustering.numba_kernels.parallel import map_rows
 
 # Sums that are looked through together: a cache line.
 PART_BITS = 4
@@ -22,23 +21,13 @@ SWEEP = 3
 FEW = 32
 
 
-def least_overlap(eps: float) -> float:
-    """The overlap m that a distance of eps stands for: 1 - m / (2 - m) <= eps is m >= 2 (1 - eps) / (2 - eps).
-
-    Example:
-        >>> round(least_overlap(0.5), 4), round(least_overlap(1.0), 4)
-        (0.6667, 0.0)
-    """
-    eps = eps + TOLERANCE
-    return max(2 * (1 - eps) / (2 - eps), 0.0)
-
-
-def jaccard_rows(encoding: sparse.csr_array, eps: float) -> sparse.csr_array:
-    """Distances d = 1 - m / (2 - m) <= eps, m = sum of the element-wise minima of two rows.
+def jaccard_distances(encoding: csr_array, eps: float, memory_budget_mb: int) -> csr_array:
+    """Distances <= eps between the rows of an encoding; see :func:`fastreid_ice.clustering.jaccard_distances`.
 
     Args:
         encoding: (N, N) csr_array float32, columns sorted within a row, rows that sum to 1 (or are empty).
         eps: largest distance to keep, below 1.
+        memory_budget_mb: not needed: a thread holds one row of sums.
 
     Returns:
         (N, N) csr_array float32, symmetric, with its diagonal (stored zeros), columns sorted.
@@ -55,7 +44,7 @@ def jaccard_rows(encoding: sparse.csr_array, eps: float) -> sparse.csr_array:
     return _symmetric(upper)
 
 
-def _symmetric(upper):
+def _symmetric(upper: csr_array) -> csr_array:
     """Mirror an upper triangle with sorted columns, its diagonal kept."""
     images = upper.shape[0]
     indptr = np.zeros(images + 1, np.int64)
@@ -65,10 +54,10 @@ def _symmetric(upper):
     indices = np.empty(indptr[-1], np.int32)
     values = np.empty(indptr[-1], np.float32)
     _mirror(upper.indptr, upper.indices, upper.data, indptr[:-1].copy(), indices, values)
-    return sparse.csr_array((values, indices, indptr), shape=upper.shape)
+    return csr_array((values, indices, indptr), shape=upper.shape)
 
 
-def _transposed(encoding):
+def _transposed(encoding: csr_array) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The columns of a matrix (indptr, rows ascending, weights), and where each entry of the rows stands in them."""
     images, entries = encoding.shape[0], encoding.nnz
     ends = np.zeros(images + 1, np.int64)
@@ -80,7 +69,15 @@ def _transposed(encoding):
 
 
 @njit(cache=True, nogil=True)
-def _transpose(indptr, indices, data, free, rows, weights, places):
+def _transpose(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    data: np.ndarray,
+    free: np.ndarray,
+    rows: np.ndarray,
+    weights: np.ndarray,
+    places: np.ndarray,
+) -> None:
     """Write the columns; ``free`` holds their beginnings."""
     for i in range(indptr.shape[0] - 1):
         for entry in range(indptr[i], indptr[i + 1]):
@@ -92,7 +89,18 @@ def _transpose(indptr, indices, data, free, rows, weights, places):
 
 
 @njit(cache=True, nogil=True)
-def _overlaps(indptr, indices, data, ends, rows, weights, places, threshold, start, stop):
+def _overlaps(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    data: np.ndarray,
+    ends: np.ndarray,
+    rows: np.ndarray,
+    weights: np.ndarray,
+    places: np.ndarray,
+    threshold: np.float32,
+    start: int,
+    stop: int,
+) -> Entries:
     """Pairs (i, j >= i) of rows start..stop with an overlap of at least ``threshold``: (sizes, columns, overlaps).
 
     ``ends`` is the indptr of the columns, ``rows`` and ``weights`` their entries. From the place of its own entry on, a
@@ -132,7 +140,7 @@ def _overlaps(indptr, indices, data, ends, rows, weights, places, threshold, sta
 
 
 @njit(cache=True, nogil=True)
-def _add(sums, rows, weights, weight):
+def _add(sums: np.ndarray, rows: np.ndarray, weights: np.ndarray, weight: np.float32) -> None:
     """Add the minima of a column's weights and one weight to the sums of its rows."""
     for a in range(rows.shape[0]):
         other = weights[a]
@@ -140,7 +148,15 @@ def _add(sums, rows, weights, weight):
 
 
 @njit(cache=True, nogil=True)
-def _add_and_list(sums, rows, weights, weight, listed, chosen, count):
+def _add_and_list(
+    sums: np.ndarray,
+    rows: np.ndarray,
+    weights: np.ndarray,
+    weight: np.float32,
+    listed: np.ndarray,
+    chosen: np.ndarray,
+    count: int,
+) -> int:
     """The same, and list the parts in which the sums lie; returns how many of ``chosen`` are filled."""
     for a in range(rows.shape[0]):
         j = np.uint32(rows[a])
@@ -153,7 +169,7 @@ def _add_and_list(sums, rows, weights, weight, listed, chosen, count):
 
 
 @njit(cache=True, nogil=True)
-def _clear_low(sums, chosen, count, listed, threshold):
+def _clear_low(sums: np.ndarray, chosen: np.ndarray, count: int, listed: np.ndarray, threshold: np.float32) -> int:
     """Clear the chosen parts that nowhere reach the threshold; the others move to the front. Returns their number."""
     hits = 0
     for a in range(count):
@@ -173,7 +189,15 @@ def _clear_low(sums, chosen, count, listed, threshold):
 
 
 @njit(cache=True, nogil=True)
-def _take(sums, chosen, hits, threshold, columns, values, used):
+def _take(
+    sums: np.ndarray,
+    chosen: np.ndarray,
+    hits: int,
+    threshold: np.float32,
+    columns: np.ndarray,
+    values: np.ndarray,
+    used: int,
+) -> int:
     """Collect what reached the threshold from the chosen parts, and clear them."""
     for a in range(hits):
         first = np.int64(chosen[a]) << PART_BITS
@@ -187,7 +211,7 @@ def _take(sums, chosen, hits, threshold, columns, values, used):
 
 
 @njit(cache=True, nogil=True)
-def _sort_pairs(columns, values):
+def _sort_pairs(columns: np.ndarray, values: np.ndarray) -> None:
     """Put pairs in the order of their columns, in place."""
     if columns.shape[0] > FEW:
         order = np.argsort(columns)
@@ -204,7 +228,14 @@ def _sort_pairs(columns, values):
 
 
 @njit(cache=True, nogil=True)
-def _mirror(indptr, indices, data, free, mirrored_indices, mirrored_data):
+def _mirror(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    data: np.ndarray,
+    free: np.ndarray,
+    mirrored_indices: np.ndarray,
+    mirrored_data: np.ndarray,
+) -> None:
     """Write each entry (i, j) to rows i and j; ``free`` holds the next free place of each row."""
     for i in range(free.shape[0]):
         for entry in range(indptr[i], indptr[i + 1]):

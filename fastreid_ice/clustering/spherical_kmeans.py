@@ -1,10 +1,13 @@
 """Spherical k-means, the alternative when the number of identities is known."""
 
+from __future__ import annotations
+
 import faiss
 import torch
+from torch import Tensor
 
 
-def kmeans(features, num_clusters: int, seed: int = 0, iterations: int = 20) -> torch.Tensor:
+def kmeans(features: Tensor, num_clusters: int, seed: int = 0, iterations: int = 20) -> Tensor:
     """Cluster by cosine similarity to ``num_clusters`` centroids (Dhillon and Modha, 2001) with faiss on the CPU.
 
     Args:

@@ -1,6 +1,9 @@
 """The brute-force search of faiss-gpu, where it is installed: candidates for the exact search on CUDA."""
 
+from __future__ import annotations
+
 import functools
+from typing import Any
 
 import faiss
 import torch
@@ -16,7 +19,7 @@ def is_usable(features: Tensor, k: int) -> bool:
 
 
 @functools.cache
-def _resources(device: int):
+def _resources(device: int) -> Any:
     """faiss's scratch memory on a GPU, made once; its work runs on torch's current stream."""
     import faiss.contrib.torch_utils  # noqa: F401  (lets faiss take torch tensors)
 

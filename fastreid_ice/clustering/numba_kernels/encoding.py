@@ -3,58 +3,52 @@
 Image i becomes a sparse row of weights over its k-reciprocal neighbours. Work and memory are O(N k).
 """
 
+from __future__ import annotations
+
 import numpy as np
 from numba import njit
-from scipy import sparse
+from scipy.sparse import csr_array
+from torch import Tensor
 
-from .kernels import REASSOCIATE, assemble, dot, grown
-from .parallel import map_rows
-
-
-def half_length(k1: int) -> int:
-    """Entries of a neighbour list that the half-size reciprocal sets are made of: Python's round(k1 / 2) + 1.
-
-    Example:
-        >>> [half_length(k1) for k1 in (30, 25, 20, 1)]
-        [16, 13, 11, 1]
-    """
-    return round(k1 / 2) + 1
+from fastreid_ice.clustering.definitions import half_length
+from fastreid_ice.clustering.numba_kernels.common import REASSOCIATE, Entries, assemble, dot, grown
+from fastreid_ice.clustering.numba_kernels.parallel import map_rows
 
 
-def encode(features, ranks, similarities, k1, k2) -> sparse.csr_array:
-    """Encode neighbour lists as sparse rows of weights; see :func:`k_reciprocal_encoding`.
+def k_reciprocal_encoding(
+    features: Tensor, ranks: Tensor, similarities: Tensor, k1: int, k2: int, memory_budget_mb: int
+) -> csr_array:
+    """(N, N) float32, columns sorted within a row; see :func:`fastreid_ice.clustering.k_reciprocal_encoding`."""
+    lists = ranks.cpu().numpy().astype(np.int32)
+    weights = _reciprocal_weights(features.cpu().numpy(), lists, similarities.cpu().numpy(), half_length(k1))
+    return weights if k2 == 1 else _query_expansion(weights, np.ascontiguousarray(lists[:, :k2]))
 
-    Args:
-        features: (N, D) float32 array, unit rows.
-        ranks: (N, K) int32 array, K = min(k1, N), nearest first.
-        similarities: (N, K) float32 array, their inner products.
-        k1: decides the half length; the full length is K.
-        k2: rows to average.
 
-    Returns:
-        (N, N) csr_array float32, columns sorted within a row.
-    """
+def _reciprocal_weights(features: np.ndarray, ranks: np.ndarray, similarities: np.ndarray, half_list: int) -> csr_array:
+    """(N, D) float32, (N, K) int32, (N, K) float32 -> (N, N) float32, without the query expansion."""
     images, length = ranks.shape
     full = np.empty((images, length), np.int32)
     full_sizes = np.empty(images, np.int32)
-    half = np.empty((images, min(half_length(k1), length)), np.int32)
+    half = np.empty((images, min(half_list, length)), np.int32)
     half_sizes = np.empty(images, np.int32)
     map_rows(lambda a, b: _reciprocal_sets(ranks, full, full_sizes, half, half_sizes, a, b), images)
-    weights = assemble(
+    return assemble(
         map_rows(
             lambda a, b: _expand_rows(features, ranks, similarities, full, full_sizes, half, half_sizes, a, b), images
         ),
         images,
     )
-    if k2 == 1:
-        return weights
-    nearest = np.ascontiguousarray(ranks[:, :k2])
+
+
+def _query_expansion(weights: csr_array, nearest: np.ndarray) -> csr_array:
+    """Row i becomes the mean of the rows of its nearest images (N, k2) int32."""
+    images = len(nearest)
     indptr, indices, data = weights.indptr, weights.indices, weights.data
     return assemble(map_rows(lambda a, b: _average_rows(nearest, indptr, indices, data, a, b), images), images)
 
 
 @njit(cache=True, nogil=True)
-def _position(ranks, row, image, length):
+def _position(ranks: np.ndarray, row: int, image: int, length: int) -> int:
     """Where ``image`` stands among the first ``length`` neighbours of ``row``; -1 if it does not."""
     found = -1
     for position in range(length):
@@ -64,7 +58,15 @@ def _position(ranks, row, image, length):
 
 
 @njit(cache=True, nogil=True)
-def _reciprocal_sets(ranks, full, full_sizes, half, half_sizes, start, stop):
+def _reciprocal_sets(
+    ranks: np.ndarray,
+    full: np.ndarray,
+    full_sizes: np.ndarray,
+    half: np.ndarray,
+    half_sizes: np.ndarray,
+    start: int,
+    stop: int,
+) -> None:
     """Fill the sets {j in list(i) : i in list(j)} over whole lists and over the first ``half.shape[1]`` entries."""
     length = ranks.shape[1]
     for i in range(start, stop):
@@ -84,7 +86,15 @@ def _reciprocal_sets(ranks, full, full_sizes, half, half_sizes, start, stop):
 
 
 @njit(cache=True, nogil=True)
-def _expanded_set(i, full, full_sizes, half, half_sizes, stamps, members):
+def _expanded_set(
+    i: int,
+    full: np.ndarray,
+    full_sizes: np.ndarray,
+    half: np.ndarray,
+    half_sizes: np.ndarray,
+    stamps: np.ndarray,
+    members: np.ndarray,
+) -> int:
     """Write the expanded reciprocal set of i to ``members``, sorted; returns its size.
 
     A member's half set joins when more than 2/3 of it lies in the reciprocal set of i. ``stamps[x]`` is 2i + 1
@@ -112,7 +122,7 @@ def _expanded_set(i, full, full_sizes, half, half_sizes, stamps, members):
 
 
 @njit(cache=True, nogil=True, fastmath=REASSOCIATE)
-def _soften(similarities):
+def _soften(similarities: np.ndarray) -> None:
     """Softmax of minus the squared Euclidean distance 2 - 2 s, in place."""
     largest = similarities.max()
     total = np.float32(0)
@@ -123,7 +133,17 @@ def _soften(similarities):
 
 
 @njit(cache=True, nogil=True)
-def _expand_rows(features, ranks, similarities, full, full_sizes, half, half_sizes, start, stop):
+def _expand_rows(
+    features: np.ndarray,
+    ranks: np.ndarray,
+    similarities: np.ndarray,
+    full: np.ndarray,
+    full_sizes: np.ndarray,
+    half: np.ndarray,
+    half_sizes: np.ndarray,
+    start: int,
+    stop: int,
+) -> Entries:
     """Rows start..stop of the weights: (sizes, columns, values)."""
     length = ranks.shape[1]
     stamps = np.full(ranks.shape[0], -1, np.int64)
@@ -152,7 +172,9 @@ def _expand_rows(features, ranks, similarities, full, full_sizes, half, half_siz
 
 
 @njit(cache=True, nogil=True)
-def _average_rows(nearest, indptr, indices, data, start, stop):
+def _average_rows(
+    nearest: np.ndarray, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, start: int, stop: int
+) -> Entries:
     """Rows start..stop of the query expansion: the mean of the rows of the nearest images."""
     sums = np.zeros(indptr.shape[0] - 1, np.float32)
     members = np.empty(1024, np.int32)

@@ -1,0 +1,44 @@
+"""How large the clusters are, and how well they agree with the true identities."""
+
+from __future__ import annotations
+
+import torch
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from torch import Tensor
+
+
+def summarize(labels: Tensor, identities: Tensor | None = None) -> dict[str, float]:
+    """Size and, where the identities are known, quality of a clustering.
+
+    Args:
+        labels: (N,) int64 pseudo labels, -1 = outlier.
+        identities: (N,) int64 true identities, or None.
+
+    Returns:
+        clusters, outliers, mean_cluster_size, largest_cluster; and with identities nmi and ari against them over all
+        images, each outlier counted as a cluster of its own.
+
+    Example:
+        >>> summary = summarize(torch.tensor([0, 0, 1, -1]), torch.tensor([0, 0, 1, 1]))
+        >>> summary["clusters"], summary["outliers"], summary["largest_cluster"]
+        (2, 1, 2)
+        >>> sorted(summary.keys() - summarize(torch.tensor([0, 0, 1, -1])).keys())
+        ['ari', 'nmi']
+    """
+    labels = labels.cpu()
+    outliers = labels < 0
+    num_clusters = int(labels.max()) + 1
+    sizes = torch.bincount(labels[~outliers], minlength=1)
+    summary: dict[str, float] = {
+        "clusters": num_clusters,
+        "outliers": int(outliers.sum()),
+        "mean_cluster_size": sizes.float().mean().item(),
+        "largest_cluster": int(sizes.max()),
+    }
+    if identities is not None:
+        singletons = labels.clone()
+        singletons[outliers] = num_clusters + torch.arange(int(outliers.sum()))
+        truth, found = identities.cpu().numpy(), singletons.numpy()
+        summary["nmi"] = float(normalized_mutual_info_score(truth, found))
+        summary["ari"] = float(adjusted_rand_score(truth, found))
+    return summary

@@ -1,0 +1,89 @@
+"""Exact neighbours by a float32 product: candidates by top-k, sums in float64, unclear rows once more."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fastreid_ice.clustering.float64_search import search_in_float64, sort_candidates
+from fastreid_ice.clustering.torch_ops import faiss_gpu
+
+# Candidates kept beyond k, so that rounding in the matrix product rarely leaves a row unclear.
+SPARE = 8
+TF32_SPARE = 32
+
+
+def nearest_neighbors(
+    features: Tensor, length: int, rows: tuple[int, int], memory_budget_mb: int, allow_tf32: bool
+) -> tuple[Tensor, Tensor]:
+    """Lists of ``length`` <= N entries of rows (start, stop); see :func:`fastreid_ice.clustering.nearest_neighbors`."""
+    start, stop = rows
+    images, dimensions = features.shape
+    spare = TF32_SPARE if allow_tf32 else SPARE
+    chunk = max(1, memory_budget_mb * 2**20 // (8 * images + 24 * (length + spare) * dimensions))
+    similarities = features.new_empty(stop - start, length)
+    ranks = torch.empty(stop - start, length, dtype=torch.int64, device=features.device)
+    unclear = [ranks.new_empty(0)]
+    with _tf32(allow_tf32):
+        for first in range(start, stop, chunk):
+            last = min(first + chunk, stop)
+            part = slice(first - start, last - start)
+            found = _search_chunk(features[first:last], features, length, spare, allow_tf32)
+            similarities[part], ranks[part] = found[:2]
+            unclear.append(found[2] + first)
+    again = torch.cat(unclear)
+    similarities[again - start], ranks[again - start] = search_in_float64(features, again, length, memory_budget_mb)
+    return similarities, ranks
+
+
+@contextlib.contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """Set whether CUDA matrix products may use TF32, and put the user's setting back afterwards.
+
+    Where torch has the newer ``fp32_precision`` it is used: reading the older setting raises when a user has set the
+    newer one, while the newer one follows the older.
+    """
+    settings = torch.backends.cuda.matmul
+    newer = hasattr(settings, "fp32_precision")
+    name = "fp32_precision" if newer else "allow_tf32"
+    before = getattr(settings, name)
+    setattr(settings, name, ("tf32" if allowed else "ieee") if newer else allowed)
+    try:
+        yield
+    finally:
+        setattr(settings, name, before)
+
+
+def _search_chunk(
+    queries: Tensor, features: Tensor, length: int, spare: int, allow_tf32: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, D), (N, D) -> similarities (B, length), ranks (B, length), indices of the rows left unclear.
+
+    A row is unclear where an image outside the candidates may, within the error of the product, belong into its
+    list: when many images are equally near.
+    """
+    kept = min(length + spare, len(features))
+    values, candidates = _largest_products(queries, features, kept, allow_tf32)  # (B, kept)
+    products = features[candidates].double().mul_(queries.double()[:, None, :])  # (B, kept, D)
+    similarities, ranks = sort_candidates(products.sum(dim=2), candidates, length)
+    if kept == len(features):
+        return similarities.float(), ranks, candidates.new_empty(0)
+    unclear = values[:, -1] + _product_error(features, allow_tf32) >= similarities[:, -1]
+    return similarities.float(), ranks, unclear.nonzero().flatten()
+
+
+def _largest_products(queries: Tensor, features: Tensor, count: int, allow_tf32: bool) -> tuple[Tensor, Tensor]:
+    """The largest products of each query and their images, in float32 or TF32; by faiss-gpu where it is there."""
+    if not allow_tf32 and faiss_gpu.is_usable(features, count):
+        return faiss_gpu.largest_products(queries, features, count)
+    values, candidates = (queries @ features.t()).topk(count, dim=1)
+    return values, candidates
+
+
+def _product_error(features: Tensor, allow_tf32: bool) -> float:
+    """Bound on the error of an inner product of unit vectors: of its accumulation, and of TF32 inputs if allowed."""
+    tf32 = features.is_cuda and allow_tf32
+    return features.shape[1] * 2.0**-24 + (2.0**-9 if tf32 else 0.0)

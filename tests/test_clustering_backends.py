@@ -1,0 +1,192 @@
+"""Which backend runs, what it needs, and what it leaves as it was."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastreid_ice.clustering import (
+    Clusterer,
+    ClusteringConfig,
+    dbscan,
+    jaccard_distances,
+    k_reciprocal_encoding,
+    nearest_neighbors,
+)
+from fastreid_ice.clustering.torch_ops import faiss_gpu
+from tests.clustering_features import BACKENDS, blobs
+
+ROOT = Path(__file__).parent.parent
+STAGES = {
+    "search": "nearest_neighbors",
+    "encoding": "k_reciprocal_encoding",
+    "jaccard": "jaccard_distances",
+    "dbscan": "dbscan",
+}
+
+
+def python(code: str) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_torch_path_needs_no_numba():
+    python("""
+        import sys
+        sys.modules["numba"] = None  # importing it is an error
+        import torch
+        from fastreid_ice.clustering import Clusterer, ClusteringConfig
+        features = torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0], [0.01, 1.0], [-1.0, -1.0]])
+        options = {"k1": 2, "k2": 1, "min_samples": 2}
+        labels = Clusterer(ClusteringConfig(backend="torch", **options))(features).labels
+        assert labels.tolist() == [0, 0, 1, 1, -1]
+        try:
+            Clusterer(ClusteringConfig(backend="numba", **options))(features)
+        except ImportError:
+            pass
+        else:
+            raise AssertionError("the numba backend ran without numba")
+    """)
+
+
+def test_definitions_import_neither_numba_nor_torch():
+    source = (ROOT / "fastreid_ice" / "clustering" / "definitions.py").read_text()
+    assert "import" not in [line.split()[0] for line in source.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_both_backends_have_the_same_functions(stage):
+    found = [
+        inspect.signature(
+            getattr(importlib.import_module(f"fastreid_ice.clustering.{package}.{stage}"), STAGES[stage])
+        ).parameters
+        for package in ("numba_kernels", "torch_ops")
+    ]
+    assert list(found[0]) == list(found[1])
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+def test_the_choice_decides(backend):
+    features = blobs(4, 5)
+    similarities, ranks = nearest_neighbors(features, 5, backend=backend)
+    encoding = k_reciprocal_encoding(features, ranks, similarities, 5, 2, backend=backend)
+    graph = jaccard_distances(encoding)
+    kind = "SparseRows" if backend == "torch" else "csr_array"
+    assert type(encoding).__name__ == type(graph).__name__ == kind
+    assert dbscan(graph).tolist() == [image // 5 for image in range(20)]
+
+
+class OnAccelerator(torch.Tensor):
+    """A tensor that refuses to become an array, as those on an accelerator do, until it is copied to the CPU."""
+
+    def numpy(self):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy.")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+    def to(self, *arguments, device=None):
+        return self.as_subclass(torch.Tensor) if str(device) == "cpu" else self
+
+
+def test_the_numba_backend_copies_to_the_cpu():
+    features = blobs(4, 5).as_subclass(OnAccelerator)
+    with pytest.raises(TypeError):
+        features.numpy()
+    similarities, ranks = nearest_neighbors(features, 5, backend="numba")
+    similarities, ranks = similarities.as_subclass(OnAccelerator), ranks.as_subclass(OnAccelerator)
+    encoding = k_reciprocal_encoding(features, ranks, similarities, 5, 2, backend="numba")
+    assert dbscan(jaccard_distances(encoding)).tolist() == [image // 5 for image in range(20)]
+    result = Clusterer(ClusteringConfig(k1=5, k2=2, backend="numba"))(features)
+    assert type(result.labels) is torch.Tensor
+    assert result.labels.tolist() == [image // 5 for image in range(20)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+def test_features_on_a_gpu(backend):
+    features = blobs(20, 11, spread=0.3)
+    expected = nearest_neighbors(features, 10)
+    found = nearest_neighbors(features.cuda(), 10, backend=backend)
+    assert all(a.device.type == "cuda" and torch.equal(a.cpu(), b) for a, b in zip(found, expected))
+    config = ClusteringConfig(k1=10, backend=backend)
+    assert torch.equal(Clusterer(config)(features.cuda()).labels, Clusterer(config)(features).labels)
+
+
+# torch's setting of TF32
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch has only the older setting"
+)
+def test_the_newer_setting_is_used_and_put_back():
+    python("""
+        import torch
+        from fastreid_ice.clustering import nearest_neighbors
+        from fastreid_ice.clustering.torch_ops import search
+        settings = torch.backends.cuda.matmul
+        inside = []
+        whole = search._search_chunk
+        def observed(*arguments):
+            inside.append(settings.fp32_precision)
+            return whole(*arguments)
+        search._search_chunk = observed
+        for before in ("tf32", "ieee"):
+            settings.fp32_precision = before
+            for allowed in (True, False):
+                nearest_neighbors(torch.eye(4), 2, backend="torch", allow_tf32=allowed)
+                assert settings.fp32_precision == before
+        assert inside == ["tf32", "ieee"] * 2, inside
+    """)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_older_setting_is_put_back(before):
+    python(f"""
+        import torch
+        from fastreid_ice.clustering import nearest_neighbors
+        torch.backends.cuda.matmul.allow_tf32 = {before}
+        for allowed in (True, False):
+            nearest_neighbors(torch.eye(4), 2, backend="torch", allow_tf32=allowed)
+            assert torch.backends.cuda.matmul.allow_tf32 == {before}
+    """)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_torch_without_the_newer_setting(monkeypatch, allowed):
+    from types import SimpleNamespace
+
+    from fastreid_ice.clustering.torch_ops import search
+
+    settings = SimpleNamespace(allow_tf32=not allowed)
+    monkeypatch.setattr(search.torch.backends.cuda, "matmul", settings)
+    with search._tf32(allowed):
+        assert settings.allow_tf32 == allowed
+    assert vars(settings) == {"allow_tf32": not allowed}
+
+
+def test_faiss_gpu_gives_the_candidates_where_it_is_usable(monkeypatch):
+    """No GPU here: faiss's search is stood in for by what it is documented to return."""
+    calls = []
+
+    def knn_gpu(resources, queries, features, k, metric, device):
+        assert metric == faiss_gpu.faiss.METRIC_INNER_PRODUCT and resources == "resources" and device == 0
+        calls.append(len(queries))
+        return (queries @ features.t()).topk(k, dim=1)
+
+    features = torch.nn.functional.normalize(torch.randn(90, 7, generator=torch.Generator().manual_seed(0)), dim=1)
+    expected = nearest_neighbors(features, 12, backend="torch")
+    assert not faiss_gpu.is_usable(features, 12)
+    monkeypatch.setattr(faiss_gpu, "is_usable", lambda features, k: True)
+    monkeypatch.setattr(faiss_gpu, "_resources", lambda device: "resources")
+    monkeypatch.setattr(faiss_gpu.faiss, "knn_gpu", knn_gpu, raising=False)
+    found = nearest_neighbors(features, 12, backend="torch")
+    assert calls and all(torch.equal(a, b) for a, b in zip(found, expected))
