@@ -78,5 +78,5 @@ def set_bn_chunks(module: nn.Module, chunks: int) -> int:
             continue
         if not isinstance(layer, ChunkedBatchNorm):
             layer.__class__ = _chunked_class(type(layer))
-        layer.chunks = chunks  # type: ignore[assignment]  (a number beside torch's tensors and modules)
+        layer.chunks = chunks  # type: ignore[assignment]
     return len(layers)

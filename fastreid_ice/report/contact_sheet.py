@@ -76,16 +76,16 @@ def contact_sheet(
     _check_lengths(image_paths, labels=labels, true_ids=true_ids, camids=camids)
     if max_clusters < 1 or per_cluster < 1:
         raise ValueError(f"max_clusters ({max_clusters}) and per_cluster ({per_cluster}) must be at least 1.")
-    labels = np.asarray(labels)
+    clusters = np.asarray(labels)
     identities = None if true_ids is None else np.asarray(true_ids)
     cameras = None if camids is None else np.asarray(camids)
-    rows = _choose_rows(labels, identities, cameras, max_clusters, per_cluster)
+    rows = _choose_rows(clusters, identities, cameras, max_clusters, per_cluster)
     sheet = Image.new("RGB", (LEFT + per_cluster * COLUMN + GAP, HEADER + len(rows) * ROW + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
-    _draw_header(draw, labels, identities, rows)
+    _draw_header(draw, clusters, identities, rows)
     for number, row in enumerate(rows):
         top = HEADER + number * ROW
-        _draw_caption(draw, top, row, labels, identities)
+        _draw_caption(draw, top, row, clusters, identities)
         for column, index in enumerate(row.indices):
             corner = (LEFT + column * COLUMN, top)
             identity = None if identities is None else int(identities[index])
@@ -94,7 +94,7 @@ def contact_sheet(
     with replacing(out_path) as temporary:
         sheet.save(temporary)
     path = Path(out_path)
-    logger.info("Wrote a contact sheet of %d of %d clusters to %s", *_shown(rows, labels), path)
+    logger.info("Wrote a contact sheet of %d of %d clusters to %s", *_shown(rows, clusters), path)
     return path
 
 
@@ -181,7 +181,7 @@ def _draw_caption(
     members = labels == row.label
     title = "outliers" if row.label == OUTLIER else f"cluster {row.label}"
     lines = [_count(int(members.sum()), "image")]
-    if row.majority is not None:
+    if row.majority is not None and identities is not None:
         lines.append(_count(len(set(identities[members].tolist())), "identity", "identities"))
         lines.append(f"{(identities[members] == row.majority).mean():.0%} pure")
     draw.text((GAP, top + 8), title, fill=INK, font=ImageFont.load_default(17))

@@ -196,12 +196,17 @@ def _plan(parameters: dict, difficulty: SceneDifficulty) -> Iterator[Passage]:
         identity = index + 1
         for camera in _seen_by(rng, cameras, difficulty.absence):
             if index < train:
-                folders = (TRAIN,) * int(rng.integers(*parameters["train_images"], endpoint=True))
+                folders = (TRAIN,) * _draw_count(rng, parameters["train_images"])
             else:
-                folders = (QUERY,) + (GALLERY,) * int(rng.integers(*parameters["gallery_images"], endpoint=True))
+                folders = (QUERY,) + (GALLERY,) * _draw_count(rng, parameters["gallery_images"])
             yield Passage(identity, person, camera, folders, (seed, identity, camera))
     for index, person in enumerate(sample_people(rng, parameters["distractors"], 0.0)):
         yield Passage(_DISTRACTOR, person, int(rng.integers(cameras)), (GALLERY,), (seed, _DISTRACTOR, index))
+
+
+def _draw_count(rng: np.random.Generator, bounds: list[int]) -> int:
+    fewest, most = bounds
+    return int(rng.integers(fewest, most, endpoint=True))
 
 
 def _seen_by(rng: np.random.Generator, cameras: int, absence: float) -> list[int]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Callable, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 Colour = tuple[int, int, int]
 
@@ -62,14 +66,15 @@ class Pose:
     lean: float  # forward shift of the shoulders, in body heights
 
 
-def _pick(rng: np.random.Generator, choices):
+def _pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
     return choices[int(rng.integers(len(choices)))]
 
 
 def _dye(rng: np.random.Generator, palette: tuple[Colour, ...]) -> Colour:
     """A colour near one of the palette, so that colours are a continuum and not a code."""
     shade = np.asarray(_pick(rng, palette)) + rng.integers(-12, 13, size=3)
-    return tuple(int(value) for value in np.clip(shade, 0, 255))
+    red, green, blue = (int(value) for value in np.clip(shade, 0, 255))
+    return red, green, blue
 
 
 def sample_appearance(rng: np.random.Generator) -> Appearance:
@@ -108,7 +113,7 @@ def sample_look_alike(rng: np.random.Generator, original: Appearance) -> Appeara
         change = "shoes"
     if change == "hair" and original.hairstyle == "bald":
         change = "shoes"
-    values = {
+    values: dict[str, Callable[[], Any]] = {
         "shoes": lambda: _different_colour(rng, original.shoes, SHOES),
         "hair": lambda: _different_colour(rng, original.hair, HAIR),
         "carried": lambda: "backpack" if original.carried == "none" else "none",
