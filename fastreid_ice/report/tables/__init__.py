@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from fastreid_ice.files import replacing
-from fastreid_ice.report.tables.build import build_table
+from fastreid_ice.report.tables.build import build_table, differing_keys, group_runs
 from fastreid_ice.report.tables.delimited import delimited
 from fastreid_ice.report.tables.latex import latex
 from fastreid_ice.report.tables.markdown import markdown
@@ -47,7 +47,7 @@ def benchmark_table(
     format: str = "markdown",
     output: str | os.PathLike | None = None,
     published: bool | str | os.PathLike = False,
-    ablation: bool = False,
+    ablation: bool | None = False,
     epochs: Sequence[str] = EPOCHS,
     unfinished: bool = False,
     names: Mapping[str, str] | None = None,
@@ -60,7 +60,7 @@ def benchmark_table(
         format: one of ``FORMATS``.
         output: file to write as well; it appears whole or not at all.
         published: also show published numbers, those of the package (True) or of a file.
-        ablation: what differs between the runs becomes the columns.
+        ablation: what differs between the runs becomes the columns; None: if anything does.
         epochs: which of "best" and "last" get a row.
         unfinished: show runs that have not come to their end, marked as such.
         names: name of the method per folder.
@@ -81,6 +81,8 @@ def benchmark_table(
         others = read_published(PUBLISHED if published is True else published)
     paths = list(runs)
     read = read_runs(paths, names=names, unfinished=unfinished) if paths else []
+    if ablation is None:
+        ablation = bool(differing_keys(group_runs(read)))
     text = FORMATS[format](build_table(read, published=others, ablation=ablation, epochs=epochs))
     if output is not None:
         with replacing(output) as temporary:

@@ -36,7 +36,11 @@ class _Model:
 
     def scores(self, test: str) -> dict[str, float]:
         keys = {metric: score_key(self.run.tests, test, metric) for metric in METRICS}
-        return {metric: round(float(self.record[key]), 4) for metric, key in keys.items() if self.record.get(key)}
+        return {
+            metric: round(float(self.record[key]), 4)
+            for metric, key in keys.items()
+            if self.record.get(key) is not None
+        }
 
     @property
     def location(self) -> str:
