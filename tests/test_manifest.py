@@ -204,6 +204,7 @@ def test_versions_and_machine():
     hardware = machine(["NVIDIA V100"])
     assert set(hardware) == {"cpu", "cores", "threads", "gpus"} and hardware["gpus"] == ["NVIDIA V100"]
     assert hardware["threads"] >= 1 and hardware["cpu"]
+    assert machine(threads=7)["threads"] == 7
 
 
 def test_commit(tmp_path):

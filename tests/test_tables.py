@@ -268,24 +268,24 @@ def test_latex(runs):
     text = benchmark_table([runs], format="latex", published=True)
     lines = text.splitlines()
     assert lines[0] == r"% needs \usepackage{booktabs}"
-    assert r"\begin{tabular}{l l l l *{2}{cccc} r r l r}" in lines
-    assert r"\cmidrule(lr){5-8} \cmidrule(lr){9-12} \cmidrule(lr){13-16}" in lines
+    assert r"\begin{tabular}{l l l l l *{2}{cccc} r r l r}" in lines
+    assert r"\cmidrule(lr){6-9} \cmidrule(lr){10-13} \cmidrule(lr){14-17}" in lines
     assert [lines.count(rule) for rule in (r"\toprule", r"\bottomrule", r"\end{tabular}")] == [1, 1, 1]
     rows = latex_rows(text)
-    assert {len(cells) for cells in rows} == {16}
+    assert {len(cells) for cells in rows} == {17}
     ours = text[: text.index("Published by others")]
     groups = [line for line in ours.splitlines() if r"\emph" in line]
     assert groups == [
-        r"\multicolumn{16}{l}{\emph{without camera labels}} \\",
-        r"\multicolumn{16}{l}{\emph{with camera labels}} \\",
+        r"\multicolumn{17}{l}{\emph{without camera labels}} \\",
+        r"\multicolumn{17}{l}{\emph{with camera labels}} \\",
     ]
-    assert r"ICE & ResNet-50 &  & best & \textbf{81.0}{\scriptsize$\,\pm\,$1.4} & " in ours
-    assert r" &  &  & last & \underline{79.0}{\scriptsize$\,\pm\,$1.4} & " in ours  # the method is named once
+    assert r"ICE & ResNet-50 &  & best & 2 & \textbf{81.0}{\scriptsize$\,\pm\,$1.4} & " in ours
+    assert r" &  &  & last & 2 & \underline{79.0}{\scriptsize$\,\pm\,$1.4} & " in ours  # the method is named once
     assert "12,936 / 32,621" in ours
-    assert "\\midrule\n\\midrule\n\\multicolumn{16}{l}{\\textbf{Published by others, not reproduced here}}" in text
+    assert "\\midrule\n\\midrule\n\\multicolumn{17}{l}{\\textbf{Published by others, not reproduced here}}" in text
     theirs = text[text.index("Published by others") :]
     assert (
-        r"ICE & ResNet-50 & ICCV 2021 & best & 82.3 & 93.8 & 97.6 & 98.4 & 38.9 & 70.2 & 80.5 & 84.4 & "
+        r"ICE & ResNet-50 & ICCV 2021 & best &  & 82.3 & 93.8 & 97.6 & 98.4 & 38.9 & 70.2 & 80.5 & 84.4 & "
         r"\multicolumn{4}{l}{checked / from memory} \\" in theirs
     )
     assert "textbf{8" not in theirs and "underline" not in theirs  # never ranked with ours
@@ -394,7 +394,7 @@ def test_ablation(tmp_path):
         ["✓", "", "", "0.6", "last", "2", "**12.5** ± 0.7"],
     ]
     text = benchmark_table([tmp_path], ablation=True, format="latex")
-    assert r"$\checkmark$ &  &  & 0.6 & best & " in text and "amssymb" in text.splitlines()[0]
+    assert r"$\checkmark$ &  &  & 0.6 & best & 2 & " in text and "amssymb" in text.splitlines()[0]
     assert len({len(cells) for cells in latex_rows(text)}) == 1
     lines = list(csv.DictReader(io.StringIO(benchmark_table([tmp_path], ablation=True, format="csv"))))
     assert (lines[0]["label_CrossCamera"], lines[2]["label_CrossCamera"], lines[0]["label_EPS"]) == ("1", "0", "0.5")

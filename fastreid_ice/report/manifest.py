@@ -75,6 +75,7 @@ def build_manifest(
     identities: int | None = None,
     processes: int = 1,
     gpus: Sequence[str] = (),
+    threads: int | None = None,
     name: str | None = None,
     earlier: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -89,6 +90,7 @@ def build_manifest(
         identities: number of true identities among the training images; None if unknown.
         processes: that train together.
         gpus: names of the accelerators in use.
+        threads: that compute (``torch.get_num_threads()``); as many as the process may use unless given.
         name: of the method, for tables; :func:`method_name` unless given.
         earlier: manifest of the run that this one goes on with: its hours and epochs count.
 
@@ -118,7 +120,7 @@ def build_manifest(
         "scores": {"best": None, "last": None},
         "device": str(config.get("MODEL", {}).get("DEVICE", "cpu")),
         "processes": int(processes),
-        "machine": machine(gpus),
+        "machine": machine(gpus, threads),
         "versions": versions(),
         "commit": commit(),
         "differences": {key: value for key, value in flat.items() if key not in flat_base or flat_base[key] != value},
@@ -370,18 +372,18 @@ def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
 
 
-def machine(gpus: Sequence[str] = ()) -> dict[str, Any]:
-    """CPU model, cores (physical, None if unknown), threads (that this process may use), names of GPUs."""
+def machine(gpus: Sequence[str] = (), threads: int | None = None) -> dict[str, Any]:
+    """CPU model, cores (physical, None if unknown), threads (unless given, all that may be used), names of GPUs."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
     model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     cores = set(re.findall(r"^physical id\s*:\s*(\d+)\n(?:.+\n)*?core id\s*:\s*(\d+)$", text, re.MULTILINE))
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": model.group(1).strip() if model else platform.machine() or "unknown",
         "cores": len(cores) or None,
-        "threads": threads,
+        "threads": allowed if threads is None else threads,
         "gpus": [str(gpu) for gpu in gpus],
     }

@@ -23,7 +23,7 @@ def latex(table: Table) -> str:
     rule. The best mean of an epoch's rows is bold, the second best underlined; deviations are small.
     """
     lines = ["% needs \\usepackage{booktabs}" + (" and \\usepackage{amssymb}" if _has_marks(table) else "")]
-    lines += [f"% {entry.method}: {entry.source} {entry.note}".rstrip() for entry in table.published]
+    lines += [f"% {entry.method}: {'; '.join(filter(None, (entry.source, entry.note)))}" for entry in table.published]
     lines += [rf"\begin{{tabular}}{{{_format(table)}}}", r"\toprule", *_head(table)]
     lines += _ours(table) if table.rows else []
     lines += _published(table) if table.published else []
@@ -45,7 +45,7 @@ def _has_marks(table: Table) -> bool:
 
 
 def _labels(table: Table) -> list[str]:
-    return [*table.columns, *["Venue"] * bool(table.published), "Epoch"]
+    return [*table.columns, *["Venue"] * bool(table.published), "Epoch", *["Seeds"] * bool(table.rows)]
 
 
 def _tail(table: Table) -> tuple[str, ...]:
@@ -99,7 +99,8 @@ def _ours(table: Table) -> Iterator[str]:
             yield _banner(table, rf"\emph{{{setting}}}")
         repeated = index > 0 and _is_same(table.rows[index - 1], row)
         labels = [""] * len(row.labels) if repeated else [_label(label) for label in row.labels]
-        line = [*labels, *[""] * bool(table.published), row.epoch]
+        seeds = [str(len(row.cells[dataset].runs)) for dataset in table.datasets if dataset in row.cells]
+        line = [*labels, *[""] * bool(table.published), row.epoch, _joined(seeds)]
         for dataset in table.datasets:
             cell = row.cells.get(dataset)
             line += [_score(cell, metric, table.marks.get((index, dataset, metric))) for metric in METRICS]
@@ -134,7 +135,12 @@ def _cost(row: Row, datasets: Sequence[str]) -> list[str]:
         [", ".join(cell.devices) for cell in cells],
         [number(cell.hours.mean) for cell in cells],
     ]
-    return [escape(texts[0] if len(set(texts)) == 1 else " / ".join(texts)) for texts in columns]
+    return [escape(_joined(texts)) for texts in columns]
+
+
+def _joined(texts: Sequence[str]) -> str:
+    """One text where all are equal, else all of them, in the order of the test sets."""
+    return texts[0] if len(set(texts)) == 1 else " / ".join(texts)
 
 
 def _published(table: Table) -> Iterator[str]:
@@ -146,16 +152,15 @@ def _published(table: Table) -> Iterator[str]:
         entries = [entry for entry in table.published if entry.setting == setting]
         if not entries:
             continue
-        yield r"\midrule"
         yield _banner(table, rf"\emph{{{setting}}}")
         for entry in entries:
-            line = [entry.method, entry.backbone, entry.venue or NONE, entry.epoch or NONE]
+            line = [entry.method, entry.backbone, entry.venue or NONE, entry.epoch or NONE, *[""] * bool(table.rows)]
             statuses = []
             for dataset in table.datasets:
                 result = entry.results.get(dataset)
                 line += [(show_score(result, metric) if result else "") or NONE for metric in METRICS]
                 if result:
                     statuses.append(result.status + ", rounded" * result.rounded)
-            text = statuses[0] if len(set(statuses)) == 1 else " / ".join(statuses)
+            text = _joined(statuses)
             tail = rf"\multicolumn{{{len(_COST)}}}{{l}}{{{escape(text)}}}" if table.rows else escape(text)
             yield _line([*map(escape, line), tail])

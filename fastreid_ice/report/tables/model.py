@@ -108,7 +108,8 @@ def device(manifest: Mapping[str, Any]) -> str:
     """What a run trained on, such as "CPU (2 threads)" or "4 x NVIDIA V100"."""
     machine = manifest.get("machine") or {}
     if manifest["device"].startswith("cpu"):
-        return f"CPU ({machine['threads']} threads)" if machine.get("threads") else "CPU"
+        threads = machine.get("threads")
+        return f"CPU ({threads} thread{'s' * (threads > 1)})" if threads else "CPU"
     gpus = machine.get("gpus") or []
     names = sorted(set(gpus)) or ["GPU"]
     return f"{max(len(gpus), manifest.get('processes', 1))} x {', '.join(names)}"
