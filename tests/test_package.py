@@ -9,7 +9,20 @@ import torch
 
 from tests.conftest import ROOT
 
-PURE = ("clustering", "files", "losses", "report", "synthetic", "data.samplers", "data.randomness")
+PURE = (
+    "clustering",
+    "errors",
+    "files",
+    "losses",
+    "model_zoo",
+    "report",
+    "report.tables",
+    "report.grid",
+    "report.manifest",
+    "synthetic",
+    "data.samplers",
+    "data.randomness",
+)
 
 
 def python(code: str) -> subprocess.CompletedProcess:

@@ -11,6 +11,8 @@ from fastreid_ice.errors import closest
 # Command, its module in fastreid_ice.cli, and what it does.
 COMMANDS = {
     "train": ("train", "train or evaluate (tools/train_net.py)"),
+    "table": ("table", "tables from the results of runs (tools/benchmark_table.py)"),
+    "grid": ("grid", "train a grid of settings and seeds (tools/run_grid.py)"),
     "demo": ("demo", "train on the embedded dataset and show what came out (tools/demo.py)"),
 }
 

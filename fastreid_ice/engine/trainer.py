@@ -24,6 +24,7 @@ from fastreid_ice.engine.checks import check_config
 from fastreid_ice.engine.hooks.checkpointing import CheckpointHook, RunState
 from fastreid_ice.engine.hooks.clustering import ClusteringHook
 from fastreid_ice.engine.hooks.evaluation import EvaluationHook
+from fastreid_ice.engine.hooks.manifest import ManifestHook
 from fastreid_ice.engine.hooks.recorder import EpochRecorder
 from fastreid_ice.engine.hooks.training import BufferSyncHook, StepHook
 from fastreid_ice.engine.hooks.writers import JSONWriter, MetricPrinter, TensorboardWriter, WriterHook
@@ -94,10 +95,12 @@ class ICETrainer(DefaultTrainer):
             built.append(EvaluationHook(cfg, self._evaluate))
         if comm.is_main_process():
             period, keep = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP
+            recorder = EpochRecorder(cfg.OUTPUT_DIR, self.run_state)
             built += [
                 CheckpointHook(self.checkpointer, period, keep, self.run_state),
                 WriterHook(self.build_writers(), WRITER_PERIOD),
-                EpochRecorder(cfg.OUTPUT_DIR, self.run_state),
+                recorder,
+                ManifestHook(cfg, self.data_loader.images, self.run_state, recorder),
             ]
         return built
 
