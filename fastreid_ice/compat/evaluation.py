@@ -1,0 +1,57 @@
+"""Repairs of the evaluation."""
+
+from __future__ import annotations
+
+import warnings
+from types import ModuleType
+
+from fastreid_ice.compat.rebinding import upstream, wrap
+
+import numpy as np
+
+
+def repair_compilation() -> None:
+    """evaluation/reid_evaluation.py:127-143: the first evaluation compiles into fastreid's folder.
+
+    It ran PATH's ``python3``, and when that failed it called ``sys.exit(1)``, in mid-training and before any checkpoint
+    (evaluation/rank_cylib/__init__.py:15-20). Nothing is compiled now, and nothing written there: a ranking that has
+    been compiled is used, else the one in Python.
+    """
+    comm = upstream("utils.comm")
+
+    @wrap(upstream("evaluation.reid_evaluation").ReidEvaluator, "_compile_dependencies")
+    def compile_dependencies(original, self):
+        comm.synchronize()
+
+
+def repair_python_ranking() -> None:
+    """evaluation/rank.py:120,156: the Python ranking fails when fewer than 50 gallery images are left for a query.
+
+    Its curves then have different lengths. They are cut to the shortest, and continued with their last value.
+    """
+
+    @wrap(_ranking(), "evaluate_py")
+    def evaluate_py(original, distmat, q_pids, g_pids, q_camids, g_camids, max_rank, use_metric_cuhk03):
+        removed = (q_pids[:, None] == g_pids) & (q_camids[:, None] == g_camids)  # same person, same camera
+        shortest = distmat.shape[1] - int(removed.sum(axis=1).max())
+        ranked = min(max_rank, shortest)
+        cmc, *others = original(distmat, q_pids, g_pids, q_camids, g_camids, ranked, use_metric_cuhk03)
+        return np.pad(cmc, (0, max_rank - len(cmc)), mode="edge"), *others
+
+
+def _ranking() -> ModuleType:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing has been compiled
+        return upstream("evaluation.rank")
+
+
+def repair_rerank() -> None:
+    """utils/compute_dist.py:53,68: ``TEST.RERANK`` needs CUDA and a faiss-gpu of its time.
+
+    ``cast_integer_to_long_ptr`` (utils/faiss_utils.py:38), which it calls, is gone from today's. The search on the CPU
+    of the same function is always asked for.
+    """
+
+    @wrap(upstream("utils.compute_dist"), "compute_jaccard_distance")
+    def compute_jaccard_distance(original, features, k1=20, k2=6, search_option=3, fp16=False):
+        return original(features, k1, k2, 3, fp16)
