@@ -11,7 +11,13 @@ from __future__ import annotations
 
 from fastreid_ice.compat.checkpoints import repair_checkpointer
 from fastreid_ice.compat.device import device_in_use, use_device
-from fastreid_ice.compat.evaluation import repair_compilation, repair_python_ranking, repair_rerank
+from fastreid_ice.compat.evaluation import (
+    repair_compilation,
+    repair_evaluation_names,
+    repair_python_ranking,
+    repair_rerank,
+    repair_visualizer,
+)
 from fastreid_ice.compat.imports import repair_imports
 from fastreid_ice.compat.launching import repair_launch
 from fastreid_ice.compat.loading import repair_loader_device, repair_loader_thread
@@ -36,7 +42,9 @@ REPAIRS = (
     repair_loader_thread,
     repair_compilation,
     repair_python_ranking,
+    repair_evaluation_names,
     repair_rerank,
+    repair_visualizer,
     repair_launch,
     repair_affine,
     repair_to_tensor,

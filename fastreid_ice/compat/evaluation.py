@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from types import ModuleType
 
-from fastreid_ice.compat.rebinding import upstream, wrap
+from fastreid_ice.compat.rebinding import after_import, upstream, wrap
 
 import numpy as np
 
@@ -37,6 +37,34 @@ def repair_python_ranking() -> None:
         ranked = min(max_rank, shortest)
         cmc, *others = original(distmat, q_pids, g_pids, q_camids, g_camids, ranked, use_metric_cuhk03)
         return np.pad(cmc, (0, max_rank - len(cmc)), mode="edge"), *others
+
+
+def repair_evaluation_names() -> None:
+    """evaluation/__init__.py: demo/visualize_result.py:18 imports ``evaluate_rank`` from there, where it is not."""
+    package = upstream("evaluation")
+    if not hasattr(package, "evaluate_rank"):
+        package.evaluate_rank = _ranking().evaluate_rank
+
+
+def repair_visualizer() -> None:
+    """utils/visualizer.py:56: demo/visualize_result.py:89 gives ``--max-rank`` as text, and a list has a number."""
+
+    def repair() -> None:
+        @wrap(upstream("utils.visualizer").Visualizer, "vis_rank_list")
+        def vis_rank_list(
+            original,
+            self,
+            output,
+            vis_label,
+            num_vis=100,
+            rank_sort="ascending",
+            label_sort="ascending",
+            max_rank=5,
+            actmap=False,
+        ):
+            original(self, output, vis_label, int(num_vis), rank_sort, label_sort, int(max_rank), actmap)
+
+    after_import("utils.visualizer", repair)
 
 
 def _ranking() -> ModuleType:

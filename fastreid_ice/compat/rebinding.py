@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.abc
+import importlib.util
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -52,6 +55,38 @@ def wrap(owner: Any, name: str, *elsewhere: ModuleType) -> Callable[[Callable], 
         replace(owner, name, build, *elsewhere)
 
     return decorate
+
+
+def after_import(name: str, repair: Callable[[], None]) -> None:
+    """Run ``repair`` as soon as fastreid's module ``name`` is imported: for a module that costs much and few need."""
+    full_name = f"fastreid.{name}"
+    if full_name in sys.modules:
+        repair()
+    elif not any(isinstance(finder, _AfterImport) and finder.name == full_name for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport(full_name, repair))
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Finds one module, once, as the others would, and has it repaired when it has been loaded."""
+
+    def __init__(self, name: str, repair: Callable[[], None]):
+        self.name = name
+        self._repair = repair
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        if name != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def load_and_repair(module: ModuleType) -> None:
+                load(module)
+                self._repair()
+
+            vars(spec.loader)["exec_module"] = load_and_repair
+        return spec
 
 
 def _full_name(owner: Any) -> str:

@@ -55,6 +55,9 @@ FINGERPRINTS: dict[str, dict[str, str]] = {
     "utils/compute_dist.py": {
         "compute_jaccard_distance": "14480d13b66ddd52",
     },
+    "utils/visualizer.py": {
+        "Visualizer.vis_rank_list": "1b53e450776664dd",
+    },
 }
 
 
