@@ -37,7 +37,8 @@ def test_what_is_repaired_is_what_is_recognised():
     import fastreid.utils.visualizer  # noqa: F401  (repaired when it is imported)
 
     marks = {getattr(value, MARK) for value in repaired().values()}
-    marks -= {"fastreid.engine.defaults.DistributedDataParallel", "fastreid.data.transforms.build.T"}  # not its own
+    borrowed = {"engine.defaults.DistributedDataParallel", "data.transforms.build.T", "evaluation.evaluator.torch"}
+    marks -= {f"fastreid.{name}" for name in borrowed}  # not its own
     marks |= {"fastreid.engine.launch._distributed_worker"}  # replaced at every launch
     names = [f"{file[:-3].replace('/', '.')}.{name}" for file, names in FINGERPRINTS.items() for name in names]
     for name in names:
@@ -94,6 +95,27 @@ def test_python_ranking_of_a_small_gallery():
     cmc, precisions, _ = rank.evaluate_py(distances, query, gallery, np.zeros(2), np.array([0, 1, 1, 1]), 50, False)
     assert cmc.tolist() == [0.5] + [1.0] * 49
     assert precisions == pytest.approx([0.5, 1.0])
+
+
+@pytest.mark.parametrize(("named", "expected"), [("cpu", []), ("cuda", ["waited"])])
+def test_an_evaluation_on_the_cpu_leaves_the_gpu_alone(monkeypatch, named, expected):
+    from fastreid.evaluation import DatasetEvaluator, inference_on_dataset
+
+    waits = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append("waited"))
+    monkeypatch.setattr(compat.device, "_named", torch.device(named))
+
+    class Evaluator(DatasetEvaluator):
+        def process(self, inputs, outputs):
+            self.outputs = outputs
+
+        def evaluate(self):
+            return {"sum": self.outputs.sum().item()}
+
+    loader = torch.utils.data.DataLoader([1.0, 2.0], batch_size=2)
+    assert inference_on_dataset(torch.nn.Identity(), loader, Evaluator()) == {"sum": 3.0}
+    assert waits == expected
 
 
 def test_ranks_are_a_name_of_the_package():

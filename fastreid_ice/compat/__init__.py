@@ -16,6 +16,7 @@ from fastreid_ice.compat.evaluation import (
     repair_evaluation_names,
     repair_python_ranking,
     repair_rerank,
+    repair_synchronization,
     repair_visualizer,
 )
 from fastreid_ice.compat.imports import repair_imports
@@ -43,6 +44,7 @@ REPAIRS = (
     repair_compilation,
     repair_python_ranking,
     repair_evaluation_names,
+    repair_synchronization,
     repair_rerank,
     repair_visualizer,
     repair_launch,

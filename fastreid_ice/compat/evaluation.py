@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import warnings
 from types import ModuleType
+from typing import Any
 
-from fastreid_ice.compat.rebinding import after_import, upstream, wrap
+from fastreid_ice.compat.device import device_in_use
+from fastreid_ice.compat.rebinding import after_import, replace, upstream, wrap
 
 import numpy as np
+import torch
 
 
 def repair_compilation() -> None:
@@ -65,6 +68,27 @@ def repair_visualizer() -> None:
             original(self, output, vis_label, int(num_vis), rank_sort, label_sort, int(max_rank), actmap)
 
     after_import("utils.visualizer", repair)
+
+
+class _Torch:
+    """torch, but ``torch.cuda.is_available()`` says whether this run is on a GPU, not whether the machine has one."""
+
+    class cuda:  # noqa: N801
+        @staticmethod
+        def is_available() -> bool:
+            return device_in_use().type == "cuda"
+
+        @staticmethod
+        def synchronize() -> None:
+            torch.cuda.synchronize()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def repair_synchronization() -> None:
+    """evaluation/evaluator.py:123: a run on the CPU waits for the machine's GPU, and so opens a context on it."""
+    replace(upstream("evaluation.evaluator"), "torch", lambda original: _Torch())
 
 
 def _ranking() -> ModuleType:
