@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections import OrderedDict
 from typing import Any, NamedTuple
@@ -76,7 +75,7 @@ class ICEReidEvaluator(DatasetEvaluator):
         self._paths += inputs.get("img_paths", [])
 
     def evaluate(self) -> OrderedDict[str, float]:
-        """Rank and score.
+        """Rank and score. The features are normalised in place: :meth:`reset` before the next round.
 
         Returns:
             In percent: Rank-1, Rank-5, Rank-10, mAP, mINP, and metric, the mean of mAP and Rank-1; with
@@ -96,15 +95,11 @@ class ICEReidEvaluator(DatasetEvaluator):
         paths = images.paths if len(images.paths) == len(images.features) else None
         images.features.check_finite(paths, self._num_query)
         with torch.no_grad():
-            return copy.deepcopy(self._score(self._prepared(images), self._sides(images)))
+            return self._score(self._prepared(images), self._sides(images))
 
     def _gathered(self) -> _Images | None:
         """The images of all processes on the first one, None on the others."""
-        if not self._identities and comm.get_world_size() == 1:
-            return _Images(self._features, torch.empty(0), torch.empty(0), [])
-        own = _Images(
-            self._features, _concatenated(self._identities), _concatenated(self._cameras), self._paths
-        )
+        own = _Images(self._features, _concatenated(self._identities), _concatenated(self._cameras), self._paths)
         if comm.get_world_size() == 1:
             return own
         comm.synchronize()

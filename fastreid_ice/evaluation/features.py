@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Rows of a block, in MiB: at most one block is not full.
-BLOCK_MB = 64
+# Size of a block of rows; at most one block is not full.
+BLOCK_BYTES = 64 * 2**20
 
 # A dimension whose standard deviation in a camera is below this share of the camera's largest is constant there.
 CONSTANT = 1e-6
@@ -41,9 +41,9 @@ class FeatureRows:
         while len(features):
             free = sum(len(block) for block in self._blocks) - self._rows
             if free == 0:
-                size = max(len(features), BLOCK_MB * 2**20 // (4 * features.shape[1]))
+                size = max(len(features), BLOCK_BYTES // (4 * features.shape[1]))
                 device = self._blocks[0].device if self._blocks else features.device
-                self._blocks.append(torch.empty(size, features.shape[1], device=device))
+                self._blocks.append(torch.empty(size, features.shape[1], dtype=torch.float32, device=device))
                 free = size
             taken = min(free, len(features))
             block = self._blocks[-1]
