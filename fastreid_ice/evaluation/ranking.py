@@ -186,18 +186,18 @@ def _ranks(similarities: Tensor, relevant: Relevant, first_query: int) -> np.nda
     """(B, G) -> ranks of the matches, from 0, ascending within a query."""
     if similarities.device.type == "cpu":
         rows = similarities.numpy()
-        bad = counting.first_nan(rows)
-        ranks = counting.ranks_of_matches(rows, relevant) if bad is None else None
-    else:
-        bad = counting_on_device.first_nan(similarities)
-        ranks = counting_on_device.ranks_of_matches(similarities, relevant) if bad is None else None
-    if ranks is None:
-        query, image = bad
+        _refuse_nan(counting.first_nan(rows), first_query)
+        return counting.ranks_of_matches(rows, relevant)
+    _refuse_nan(counting_on_device.first_nan(similarities), first_query)
+    return counting_on_device.ranks_of_matches(similarities, relevant)
+
+
+def _refuse_nan(pair: tuple[int, int] | None, first_query: int) -> None:
+    if pair is not None:
         raise ValueError(
-            f"The similarity of query {first_query + query} and gallery image {image} is NaN: the features of one of "
-            "them are not finite. The network that made them has diverged, or the image cannot be read."
+            f"The similarity of query {first_query + pair[0]} and gallery image {pair[1]} is NaN: the features of one "
+            "of them are not finite. The network that made them has diverged, or the image cannot be read."
         )
-    return ranks
 
 
 def _owners(bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -90,10 +90,7 @@ def _encode_raw(features: Tensor, k1: int, k2: int) -> sparse.csr_array:
     owner = torch.from_numpy(np.repeat(np.arange(len(features)), sizes)).to(features.device)
     other = torch.from_numpy(members.indices.astype(np.int64)).to(features.device)
     distances = torch.cat(
-        [
-            (features[a] - features[b]).square_().sum(dim=1)
-            for a, b in zip(owner.split(1 << 14), other.split(1 << 14))
-        ]
+        [(features[a] - features[b]).square_().sum(dim=1) for a, b in zip(owner.split(1 << 14), other.split(1 << 14))]
     )
     logits = torch.full((len(features), int(sizes.max())), -torch.inf, device=features.device)
     place = torch.arange(len(owner), device=owner.device) - torch.from_numpy(members.indptr[:-1]).to(owner)[owner]
