@@ -135,7 +135,8 @@ def _embed_readable(
     try:
         return _as_array(embed([str(root / name) for name in names])), names, []
     except Exception:
-        bad = [(os.path.relpath(path, root), why) for path, why in find_unreadable([root / name for name in names])]
+        by_path = {str(root / name): name for name in names}
+        bad = [(by_path[path], why) for path, why in find_unreadable(list(by_path))]
         if not bad:
             raise
         if not skip_unreadable:

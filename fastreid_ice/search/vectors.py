@@ -89,7 +89,7 @@ class Vectors:
     def contents(self) -> tuple[np.ndarray, np.ndarray]:
         """All rows (N, D) float32 and their numbers (N,) int64, by ascending number."""
         if self.kind == "exact":
-            flat = faiss.downcast_index(self.index.index)
+            flat: Any = faiss.downcast_index(self.index.index)
             rows = faiss.vector_to_array(flat.codes).view(np.float32).reshape(len(self), -1)
             numbers = faiss.vector_to_array(self.index.id_map)
         else:
