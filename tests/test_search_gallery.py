@@ -1,12 +1,22 @@
 """A folder of images and its index: only what has changed is read again."""
 
+import importlib.util
 import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fastreid_ice.search import SearchIndex, default_index_folder, gallery, open_gallery, search_folder, update_index
+from fastreid_ice.search import (
+    SearchIndex,
+    check_output,
+    default_index_folder,
+    gallery,
+    open_gallery,
+    search_folder,
+    update_index,
+)
+from tests.conftest import ROOT
 
 
 class MeanColours:
@@ -188,3 +198,42 @@ def test_rows_and_csv(folder, model, tmp_path):
     assert lines[0] == "query,rank,similarity,path"
     assert lines[1] == f"{tmp_path / 'query.png'},1,{rows[0][2]:.6f},{folder / 'red.png'}"
     assert len(lines) == 5
+
+
+def test_outputs_are_checked_first(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    check_output(tmp_path / "new" / "deep" / "found.png", {".png"})
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match="found.xyz cannot be written: its name must end in one of .jpg, .png"):
+        check_output(tmp_path / "found.xyz", {".png", ".jpg"})
+    with pytest.raises(IsADirectoryError, match="it is a folder"):
+        check_output(tmp_path)
+    with pytest.raises(NotADirectoryError, match="file is a file"):
+        check_output(tmp_path / "file" / "found.csv")
+
+
+def test_the_tool(folder, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fastreid_ice.load", lambda path: model, raising=False)
+    tool = tool_module()
+    arguments = ["--model", "run", "--query", str(tmp_path / "query.png"), "--gallery", str(folder), "--top-k", "3"]
+    picture, table = tmp_path / "out" / "found.png", tmp_path / "out" / "found.csv"
+    tool.main(tool.parse([*arguments, "--output", str(picture), "--csv", str(table)]))
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == ["query", "rank", "similarity", "path"]
+    assert [line.split()[1] for line in printed[2:]] == ["1", "2", "3"]
+    assert printed[2].endswith("red.png") and printed[3].endswith("pink.png")
+    with Image.open(picture) as sheet:
+        assert sheet.getpixel((10 + 32, 68 + 64)) == (240, 0, 20)  # the query
+    assert len(table.read_text().splitlines()) == 4
+    model.read.clear()
+    with pytest.raises(ValueError, match="must end in one of"):
+        tool.main(tool.parse([*arguments, "--output", "found"]))
+    assert model.read == []
+
+
+def tool_module():
+    """tools/search.py."""
+    spec = importlib.util.spec_from_file_location("search_tool", ROOT / "tools" / "search.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
