@@ -18,12 +18,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from PIL import Image
 from tabulate import tabulate
 
 import fastreid_ice
 from fastreid_ice.report.ranking_sheet import ranking_sheet
 from fastreid_ice.search import check_output, search_folder
+
+PICTURES = (".jpg", ".jpeg", ".pdf", ".png", ".webp")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -42,7 +43,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     if args.output:
-        check_output(args.output, Image.registered_extensions())
+        check_output(args.output, PICTURES)
     if args.csv:
         check_output(args.csv)
     model = fastreid_ice.load(args.model)
