@@ -257,6 +257,8 @@ def unit_rows(
     if len(bad):
         name = f"image {names[bad[0]]}" if names is not None else f"row {bad[0]}"
         raise ValueError(f"The features of {len(bad)} of {len(array)} images are NaN or infinite, first of {name}.")
-    rows = array.astype(np.float32)
+    rows = np.array(array, np.float32, order="C")  # a copy
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.ascontiguousarray(rows / np.where(norms == 0, 1, norms), dtype=np.float32)
+    norms[norms == 0] = 1
+    rows /= norms
+    return rows
