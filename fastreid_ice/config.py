@@ -108,6 +108,9 @@ def _add_schedule(cfg: CN) -> None:
     cfg.SOLVER.CHECKPOINT_KEEP = 1
     # Evaluate the initial weights too, as epoch 0 of the results.
     cfg.TEST.EVAL_START = False
+    # Take each test camera's mean and standard deviation out of the features before they are ranked. It uses the camera
+    # ids of the test images and all of them at once: report scores with and without it, never mixed. Not in the paper.
+    cfg.TEST.CAMERA_NORMALIZATION = False
     # Let the training ignore camera ids (camera-agnostic ICE): every image counts as taken by one camera.
     # Evaluation still needs the test set's camera ids.
     cfg.DATASETS.USE_CAMERAS = True

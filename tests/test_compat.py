@@ -86,13 +86,13 @@ def test_nothing_is_compiled(monkeypatch):
     ReidEvaluator(ice_config(), num_query=1)
 
 
-def test_python_ranking_of_a_small_gallery():
+def test_ranking_of_a_small_gallery():
     from fastreid.evaluation import rank
 
     # The first query finds its person second (the closest image is removed: same person, same camera), the other first.
     distances = np.array([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]])
     query, gallery = np.array([1, 2]), np.array([1, 3, 1, 2])
-    cmc, precisions, _ = rank.evaluate_py(distances, query, gallery, np.zeros(2), np.array([0, 1, 1, 1]), 50, False)
+    cmc, precisions, _ = rank.evaluate_rank(distances, query, gallery, np.zeros(2), np.array([0, 1, 1, 1]), max_rank=50)
     assert cmc.tolist() == [0.5] + [1.0] * 49
     assert precisions == pytest.approx([0.5, 1.0])
 

@@ -94,8 +94,8 @@ def test_an_edited_function_is_refused_by_name(clone):
     [
         ("solver/build.py", "contiguous=True", "contiguous=False", "solver/build.py: build_optimizer"),
         ("utils/checkpoint.py", "def _load_file(", "def load_file(", "utils/checkpoint.py: Checkpointer._load_file"),
-        ("evaluation/rank.py", "def evaluate_py(", "def evaluate_py(:", "evaluation/rank.py: evaluate_py"),
-        ("evaluation/rank.py", "use_cython=True", "use_cython=False", None),
+        ("evaluation/rank.py", "def evaluate_rank(", "def evaluate_rank(:", "evaluation/rank.py: evaluate_rank"),
+        ("evaluation/rank.py", "num_repeats = 10", "num_repeats = 11", None),
         ("engine/defaults.py", "broadcast_buffers=False", "find_unused_parameters=True", None),
         ("config/defaults.py", "256", "384", None),
     ],

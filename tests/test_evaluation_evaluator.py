@@ -1,5 +1,6 @@
 """The evaluator against fastreid's own, through fastreid's inference loop."""
 
+import importlib
 import logging
 import subprocess
 import sys
@@ -87,7 +88,9 @@ def evaluate(evaluator_class, cfg, images, num_query=QUERIES, flip=False):
     ],
     ids=lambda options: " ".join(str(option).replace("TEST.", "") for option in options) or "cosine",
 )
-def test_same_numbers_as_fastreid(options, flip):
+def test_same_numbers_as_fastreid(options, flip, monkeypatch):
+    module = importlib.import_module("fastreid.evaluation.rank")
+    monkeypatch.setattr(module, "evaluate_rank", module.evaluate_rank.__wrapped__)  # upstream's own, not our repair
     for seed in range(2):
         expected = evaluate(ReidEvaluator, config(*options), images_of_people(seed), flip=flip)
         found = evaluate(ICEReidEvaluator, config(*options), images_of_people(seed), flip=flip)

@@ -13,6 +13,7 @@ COMMANDS = {
     "train": ("train", "train or evaluate (tools/train_net.py)"),
     "table": ("table", "tables from the results of runs (tools/benchmark_table.py)"),
     "grid": ("grid", "train a grid of settings and seeds (tools/run_grid.py)"),
+    "search": ("search", "find the images of a folder that are most similar to a query (tools/search.py)"),
     "demo": ("demo", "train on the embedded dataset and show what came out (tools/demo.py)"),
 }
 

@@ -14,7 +14,7 @@ from fastreid_ice.compat.device import device_in_use, use_device
 from fastreid_ice.compat.evaluation import (
     repair_compilation,
     repair_evaluation_names,
-    repair_python_ranking,
+    repair_ranking,
     repair_rerank,
     repair_synchronization,
     repair_visualizer,
@@ -42,7 +42,7 @@ REPAIRS = (
     repair_loader_device,
     repair_loader_thread,
     repair_compilation,
-    repair_python_ranking,
+    repair_ranking,
     repair_evaluation_names,
     repair_synchronization,
     repair_rerank,

@@ -9,7 +9,6 @@ from typing import Any
 from fastreid_ice.compat.device import device_in_use
 from fastreid_ice.compat.rebinding import after_import, replace, upstream, wrap
 
-import numpy as np
 import torch
 
 
@@ -17,8 +16,7 @@ def repair_compilation() -> None:
     """evaluation/reid_evaluation.py:127-143: the first evaluation compiles into fastreid's folder.
 
     It ran PATH's ``python3``, and when that failed it called ``sys.exit(1)``, in mid-training and before any checkpoint
-    (evaluation/rank_cylib/__init__.py:15-20). Nothing is compiled now, and nothing written there: a ranking that has
-    been compiled is used, else the one in Python.
+    (evaluation/rank_cylib/__init__.py:15-20). Nothing is compiled now, and nothing written there.
     """
     comm = upstream("utils.comm")
 
@@ -27,19 +25,30 @@ def repair_compilation() -> None:
         comm.synchronize()
 
 
-def repair_python_ranking() -> None:
-    """evaluation/rank.py:120,156: the Python ranking fails when fewer than 50 gallery images are left for a query.
+def repair_ranking() -> None:
+    """evaluation/rank.py:115-155: the ranking in Python takes a quarter of a second per query of a large gallery.
 
-    Its curves then have different lengths. They are cut to the shortest, and continued with their last value.
+    That of :mod:`fastreid_ice.evaluation` takes its place: the same numbers, and small galleries work, where upstream's
+    curves have different lengths. Only CUHK03's old protocol, which draws gallery images at random, stays upstream's.
     """
 
-    @wrap(_ranking(), "evaluate_py")
-    def evaluate_py(original, distmat, q_pids, g_pids, q_camids, g_camids, max_rank, use_metric_cuhk03):
-        removed = (q_pids[:, None] == g_pids) & (q_camids[:, None] == g_camids)  # same person, same camera
-        shortest = distmat.shape[1] - int(removed.sum(axis=1).max())
-        ranked = min(max_rank, shortest)
-        cmc, *others = original(distmat, q_pids, g_pids, q_camids, g_camids, ranked, use_metric_cuhk03)
-        return np.pad(cmc, (0, max_rank - len(cmc)), mode="edge"), *others
+    @wrap(_ranking(), "evaluate_rank")
+    def evaluate_rank(
+        original,
+        distmat,
+        q_pids,
+        g_pids,
+        q_camids,
+        g_camids,
+        max_rank=50,
+        use_metric_cuhk03=False,
+        use_cython=True,
+    ):
+        if use_metric_cuhk03:
+            return original(distmat, q_pids, g_pids, q_camids, g_camids, max_rank, use_metric_cuhk03, use_cython)
+        from fastreid_ice.evaluation import evaluate_rank as without_sorting  # loads its compiled kernels
+
+        return without_sorting(distmat, q_pids, g_pids, q_camids, g_camids, max_rank)
 
 
 def repair_evaluation_names() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,7 +34,9 @@ class DeviceLoader(DataLoader):
     def __init__(self, local_rank: int, **kwargs: Any):
         if kwargs.get("num_workers", 0) > 0 and "fork" in multiprocessing.get_all_start_methods():
             kwargs.setdefault("multiprocessing_context", "fork")
-        super().__init__(**kwargs)
+        with warnings.catch_warnings():  # the number of workers is settled when the loading begins
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            super().__init__(**kwargs)
         self._local_rank = local_rank
         self._batches: DeviceBatches | None = None
 

@@ -36,7 +36,7 @@ FINGERPRINTS: dict[str, dict[str, str]] = {
         "SimpleTrainer._write_metrics": "819ff699b52c11b9",
     },
     "evaluation/rank.py": {
-        "evaluate_py": "9b50e2f75240b9a5",
+        "evaluate_rank": "b9416ad47f9da51b",
     },
     "evaluation/reid_evaluation.py": {
         "ReidEvaluator._compile_dependencies": "1c64da47c37b17ef",

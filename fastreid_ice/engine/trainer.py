@@ -28,6 +28,7 @@ from fastreid_ice.engine.hooks.manifest import ManifestHook
 from fastreid_ice.engine.hooks.recorder import EpochRecorder
 from fastreid_ice.engine.hooks.training import BufferSyncHook, StepHook
 from fastreid_ice.engine.hooks.writers import JSONWriter, MetricPrinter, TensorboardWriter, WriterHook
+from fastreid_ice.evaluation.evaluator import ICEReidEvaluator
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +140,13 @@ class ICETrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> tuple[Any, int]:
         return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_dir: str | None = None
+    ) -> tuple[Any, ICEReidEvaluator]:
+        loader, num_query = cls.build_test_loader(cfg, dataset_name)
+        return loader, ICEReidEvaluator(cfg, num_query, output_dir)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer, iters_per_epoch: int) -> dict:
