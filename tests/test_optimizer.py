@@ -164,3 +164,7 @@ def test_an_old_run_resumes_bit_equal(schedule, tmp_path, tiny_dataset, monkeypa
     assert all(torch.equal(whole["model"][name], resumed["model"][name]) for name in whole["model"])
     rates = [sorted({group["lr"] for group in run["optimizer"]["param_groups"]}) for run in (whole, resumed)]
     assert rates[0] == rates[1]
+    groups = resumed["optimizer"]["param_groups"]
+    for part in resumed["lr_sched"]["_schedulers"]:  # a rate per group
+        assert part["base_lrs"] == [group["initial_lr"] for group in groups]
+        assert len(part["_last_lr"]) == len(groups)
