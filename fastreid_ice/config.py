@@ -104,6 +104,12 @@ def _add_schedule(cfg: CN) -> None:
     # Epochs of linear warm-up from WARMUP_FACTOR to 1, constant within an epoch (ref: 10). fastreid's own
     # WARMUP_ITERS warms up by step; only one of the two may be set.
     cfg.SOLVER.WARMUP_EPOCHS = 10
+    # Gradients of how many steps are averaged for one update of the weights; the momentum encoder and the memory move
+    # with it. It must divide ITERS_PER_EPOCH, which goes on counting batches. ref: 1.
+    cfg.SOLVER.ACCUMULATION = 1
+    # What the encoders compute in with SOLVER.AMP.ENABLED: "float16" (CUDA only) or "bfloat16" (CPU too). Losses,
+    # memory, clustering and weights stay float32. ref: float32.
+    cfg.SOLVER.AMP.DTYPE = "float16"
     # How many of the periodic checkpoints are kept (beside model_best.pth and model_final.pth); 0 keeps all.
     cfg.SOLVER.CHECKPOINT_KEEP = 1
     # Evaluate the initial weights too, as epoch 0 of the results.

@@ -19,6 +19,7 @@ from fastreid.utils import comm
 
 from fastreid_ice.clustering import ClusteringConfig, config_defaults
 from fastreid_ice.data.samplers import check_batch
+from fastreid_ice.engine.amp import DTYPES, Precision
 from fastreid_ice.errors import look_up, registered_names
 from fastreid_ice.modeling.bn_chunks import chunks_per_process
 from fastreid_ice.modeling.heads import MemoryBankHead
@@ -73,6 +74,7 @@ MODEL_RULES: dict[str, tuple[Condition, str]] = {
     "MODEL.PIXEL_MEAN": (lambda value: len(value) == 3, "three numbers"),
     "MODEL.PIXEL_STD": (lambda value: len(value) == 3 and min(value) > 0, "three numbers above 0"),
     "INPUT.SIZE_TEST": _SIZE,
+    "SOLVER.AMP.DTYPE": _one_of(tuple(DTYPES)),
 }
 TEST_RULES: dict[str, tuple[Condition, str]] = {
     "TEST.IMS_PER_BATCH": _at_least(1),
@@ -101,6 +103,7 @@ TRAINING_RULES: dict[str, tuple[Condition, str]] = {
     "SOLVER.IMS_PER_BATCH": _at_least(1),
     "SOLVER.ITERS_PER_EPOCH": _at_least(1),
     "SOLVER.MAX_EPOCH": _at_least(1),
+    "SOLVER.ACCUMULATION": _at_least(1),
     "SOLVER.OPT": _one_of(OPTIMIZERS),
     "SOLVER.BASE_LR": _POSITIVE,
     "SOLVER.HEADS_LR_FACTOR": _POSITIVE,
@@ -175,6 +178,7 @@ def check_config(cfg: CfgNode) -> None:
     check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE, processes)
     _check_chunks(cfg, processes)
     _check_warmup(cfg)
+    _check_updates(cfg)
 
 
 def clustering_config(cfg: CfgNode, seed: int) -> ClusteringConfig:
@@ -258,3 +262,14 @@ def _check_warmup(cfg: CfgNode) -> None:
             f"SOLVER.DELAY_EPOCHS ({solver.DELAY_EPOCHS}) would hold the warm-up over SOLVER.WARMUP_EPOCHS "
             f"({solver.WARMUP_EPOCHS}) too; set one of them to 0"
         )
+
+
+def _check_updates(cfg: CfgNode) -> None:
+    solver = cfg.SOLVER
+    if solver.ITERS_PER_EPOCH % solver.ACCUMULATION:
+        raise ValueError(
+            f"SOLVER.ITERS_PER_EPOCH is {solver.ITERS_PER_EPOCH}; it must be a multiple of SOLVER.ACCUMULATION "
+            f"({solver.ACCUMULATION}), so that an epoch ends with an update"
+        )
+    if solver.AMP.ENABLED:
+        Precision(torch.device(cfg.MODEL.DEVICE), DTYPES[solver.AMP.DTYPE])

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 def setup(args: Namespace) -> CfgNode:
     """Build the config from ``args.config_file`` and ``args.opts``, check it, and set logging up.
 
-    Nothing is written before all keys are checked. Without CUDA, ``MODEL.DEVICE`` becomes "cpu" and mixed precision is
-    switched off, each with a log line.
+    Nothing is written before all keys are checked. Without CUDA, ``MODEL.DEVICE`` becomes "cpu" and float16 is switched
+    off, each with a log line.
 
     Args:
         args: ``config_file``, ``opts`` and ``eval_only``; ``debug`` may say that the screen shows tracebacks too.
@@ -60,8 +60,8 @@ def adapt_to_device(cfg: CfgNode) -> list[str]:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         notes.append(f"CUDA is not available: MODEL.DEVICE is cpu instead of {cfg.MODEL.DEVICE}")
         cfg.MODEL.DEVICE = "cpu"
-    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
-        notes.append("Mixed precision needs CUDA: SOLVER.AMP.ENABLED is False")
+    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
+        notes.append("float16 needs CUDA: SOLVER.AMP.ENABLED is False. SOLVER.AMP.DTYPE bfloat16 works on the CPU")
         cfg.SOLVER.AMP.ENABLED = False
     return notes
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
+import torch
 from fastreid.config import CfgNode
 from fastreid.engine import DefaultTrainer, hooks
 from fastreid.engine.train_loop import HookBase, TrainerBase
@@ -20,6 +22,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, LinearLR
 import fastreid_ice.modeling  # noqa: F401  (registers the ICE meta-architecture and its head)
 from fastreid_ice.data.datasets import load_test_images, load_training_images
 from fastreid_ice.data.loaders import EpochLoader, build_test_loader
+from fastreid_ice.engine.amp import DTYPES, Precision
 from fastreid_ice.engine.checkpoints import read_checkpoint
 from fastreid_ice.engine.checks import check_config
 from fastreid_ice.engine.hooks.checkpointing import CheckpointHook, RunState
@@ -27,9 +30,11 @@ from fastreid_ice.engine.hooks.clustering import ClusteringHook
 from fastreid_ice.engine.hooks.evaluation import EvaluationHook
 from fastreid_ice.engine.hooks.manifest import ManifestHook
 from fastreid_ice.engine.hooks.recorder import EpochRecorder
-from fastreid_ice.engine.hooks.training import BufferSyncHook, StepHook, unwrap
+from fastreid_ice.engine.hooks.training import BufferSyncHook, LRScheduler, StepHook, unwrap
 from fastreid_ice.engine.hooks.writers import JSONWriter, MetricPrinter, TensorboardWriter, WriterHook
+from fastreid_ice.engine.loss_log import LossLog
 from fastreid_ice.engine.optimizer import adapt_checkpoint, build_optimizer
+from fastreid_ice.engine.step import TrainingStep
 from fastreid_ice.evaluation.evaluator import ICEReidEvaluator
 
 logger = logging.getLogger(__name__)
@@ -38,7 +43,7 @@ WRITER_PERIOD = 200  # steps, as upstream's
 
 
 class ICETrainer(DefaultTrainer):
-    """Trains ICE with fastreid's unmodified loop and step.
+    """Trains ICE with fastreid's unmodified loop.
 
     Example::
 
@@ -54,11 +59,24 @@ class ICETrainer(DefaultTrainer):
         self.run_state = RunState(cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
         logger.info("Seed %d", self.run_state.seed)
         seed_all_rng(self.run_state.seed)
-        super().__init__(cfg)
+        with warnings.catch_warnings():  # of the step in mixed precision that ours replaces
+            warnings.filterwarnings("ignore", message=".*GradScaler")
+            super().__init__(cfg)
+        self.training_step = self._trainer = self._build_step(cfg)
         self.checkpointer._load_file = self._read_checkpoint
         self.checkpointer.checkpointables["ice"] = self.run_state
         if self.grad_scaler is not None:
             self.checkpointer.checkpointables["grad_scaler"] = self.grad_scaler
+
+    def _build_step(self, cfg: CfgNode) -> TrainingStep:
+        """Ours, around fastreid's parts. On the CPU the losses cost nothing to read, elsewhere it waits for them."""
+        device = torch.device(cfg.MODEL.DEVICE)
+        precision = Precision(device, DTYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None)
+        log = LossLog(1 if device.type == "cpu" else WRITER_PERIOD, self._last_checkpoint)
+        return TrainingStep(self.model, self.data_loader, self.optimizer, precision, log, cfg.SOLVER.ACCUMULATION)
+
+    def _last_checkpoint(self) -> str:
+        return self.checkpointer.get_checkpoint_file() if self.checkpointer.has_checkpoint() else ""
 
     def _read_checkpoint(self, path: str) -> dict[str, Any]:
         """With errors that name the file, and of whatever layout of groups and device."""
@@ -92,7 +110,7 @@ class ICETrainer(DefaultTrainer):
         self.clustering = ClusteringHook(cfg, self.data_loader.images, self.run_state.seed)
         built: list[HookBase] = [
             hooks.IterationTimer(),
-            hooks.LRScheduler(self.optimizer, self.scheduler),
+            LRScheduler(self.optimizer, self.scheduler),
             self.clustering,  # before an epoch
             StepHook(),  # after a step: momentum encoder and memory
             *self._optional_hooks(),  # after the last epoch, before it is evaluated

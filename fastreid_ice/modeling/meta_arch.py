@@ -98,7 +98,7 @@ class ICE(Baseline):
         self._shuffle_generator = torch.Generator()
         self.momentum_encoder = _momentum_copy(backbone, heads)
         self._online_pass, self._momentum_pass = ChunkedPass(backbone, heads), ChunkedPass(self.momentum_encoder)
-        self._step: StepFeatures | None = None  # of the last training step, detached
+        self._steps: list[StepFeatures] = []  # of the training steps since the last update, detached
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -129,7 +129,7 @@ class ICE(Baseline):
         if self.memory.is_empty or _all_unlabelled(batched_inputs["targets"]):
             raise RuntimeError("ICE has no clusters yet: the ClusteringHook fills the memory bank before an epoch")
         step = self._step_features(batched_inputs)
-        self._step = step.detached()
+        self._steps.append(step.detached())
         with torch.autocast(step.query.device.type, enabled=False):
             return {name: loss(step, self.memory) for name, loss in self.loss_functions.items()}
 
@@ -140,7 +140,7 @@ class ICE(Baseline):
     def preprocess_image(self, batched_inputs: Batch | Tensor, view: str = "images") -> Tensor:
         """Normalise one view. Not in place as upstream: a batch is passed through the model more than once."""
         images = batched_inputs if isinstance(batched_inputs, Tensor) else batched_inputs[view]
-        return (images.to(self.device) - self.pixel_mean) / self.pixel_std
+        return (images.to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
 
     def _online(self, images: Tensor) -> Tensor:
         """(b, D) online embeddings; in training mode each chunk is normalised by itself."""
@@ -156,7 +156,7 @@ class ICE(Baseline):
                 self._online(strong_key)
                 self._momentum(strong, order)
             keys, weak_keys = self._momentum(strong_key, order), self._momentum(weak, order)
-        labels, camids = batch["targets"].to(self.device), batch["camids"].to(self.device)
+        labels, camids = (batch[name].to(self.device, non_blocking=True) for name in ("targets", "camids"))
         own = slice(comm.get_rank() * len(strong), (comm.get_rank() + 1) * len(strong))
         return StepFeatures(
             query=query,
@@ -184,7 +184,7 @@ class ICE(Baseline):
         """The same permutation of the whole batch in every process; None where the order changes nothing."""
         if not self.shuffles:
             return None
-        return torch.randperm(batch_size, generator=self._shuffle_generator).to(self.device)
+        return torch.randperm(batch_size, generator=self._shuffle_generator).to(self.device, non_blocking=True)
 
     def seed_shuffle(self, seed: int) -> None:
         """Start the permutations of an epoch; all processes pass the same seed."""
@@ -207,11 +207,11 @@ class ICE(Baseline):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """What moves between the steps: the momentum encoder, then the memory, which sees the step's features."""
+        """What moves after an update: the momentum encoder, then the memory, which sees the features of each step."""
         self.update_momentum_encoder()
-        if self._step is not None:
-            self.memory.update(self._step)
-            self._step = None
+        steps, self._steps = self._steps, []
+        for step in steps:
+            self.memory.update(step)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights; those without a momentum encoder (a fastreid zoo file) go into both encoders.

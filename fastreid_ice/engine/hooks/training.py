@@ -7,6 +7,7 @@ from typing import cast
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 import torch
+from fastreid.engine import hooks
 from fastreid.engine.train_loop import HookBase
 from fastreid.utils import comm
 from torch import nn
@@ -22,10 +23,32 @@ def unwrap(model: nn.Module) -> ICE:
 
 
 class StepHook(HookBase):
-    """Let the model move what moves between the steps: momentum encoder and memory. Register it in all workers."""
+    """Let the model move what moves between the updates: momentum encoder and memory.
+
+    After an epoch it files the last losses, and stops where a loss or a weight is not finite: before the hooks behind
+    it evaluate the weights or write them.
+
+    Note:
+        Register it in all workers or in none: the losses are read together.
+    """
 
     def after_step(self) -> None:
-        unwrap(self.trainer.model).after_step()
+        if self.trainer.training_step.has_updated:
+            unwrap(self.trainer.model).after_step()
+
+    def after_epoch(self) -> None:
+        self.trainer.training_step.end_epoch()
+
+
+class LRScheduler(hooks.LRScheduler):
+    """fastreid's, which asks the scale of float16's gradients before every step, and so waits for the device.
+
+    It needs the scale only while ``SOLVER.WARMUP_ITERS`` warms up by step: a step that overflowed is not counted.
+    """
+
+    def before_step(self) -> None:
+        if self.trainer.iter + 1 <= self.trainer.warmup_iters:
+            super().before_step()
 
 
 class BufferSyncHook(HookBase):
