@@ -63,5 +63,5 @@ def _grad_scaler() -> Any:
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether no number is infinite or NaN; the host waits once."""
-    norms = torch._foreach_norm([tensor.detach() for tensor in tensors if tensor.numel()])
-    return bool(torch.stack(list(norms)).isfinite().all()) if norms else True
+    filled = [tensor.detach() for tensor in tensors if tensor.numel()]
+    return not filled or bool(torch.stack(list(torch._foreach_norm(filled))).isfinite().all())

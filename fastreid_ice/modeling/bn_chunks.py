@@ -152,8 +152,9 @@ class _Widening:
             to_wide.append(own.repeat(chunks))
             to_narrow.append(chunks * first + torch.arange(chunks * size).view(chunks, size))
             first += size
-        self._to_wide = torch.cat(to_wide).to(device)  # (chunks * total,) which number comes where
-        self._to_narrow = torch.cat(to_narrow, dim=1).reshape(chunks * total).to(device)  # (chunks, total) its copies
+        self._to_wide = torch.cat(to_wide).to(device, non_blocking=True)  # (chunks * total,) which number comes where
+        narrow = torch.cat(to_narrow, dim=1).reshape(chunks * total)  # (chunks, total) where its copies are
+        self._to_narrow = narrow.to(device, non_blocking=True)
 
     def fits(self, sizes: tuple[int, ...], chunks: int, device: torch.device) -> bool:
         return (sizes, chunks, device) == (self._sizes, self._chunks, self._to_wide.device)
