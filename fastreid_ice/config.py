@@ -110,6 +110,9 @@ def _add_schedule(cfg: CN) -> None:
     # What the encoders compute in with SOLVER.AMP.ENABLED: "float16" (CUDA only) or "bfloat16" (CPU too). Losses,
     # memory, clustering and weights stay float32. ref: float32.
     cfg.SOLVER.AMP.DTYPE = "float16"
+    # Compute in SOLVER.AMP.DTYPE in evaluation mode too: features for the clustering, scores, search. The embeddings
+    # come out as float32. On the CPU only with bfloat16. ref: float32.
+    cfg.TEST.AMP = False
     # How many of the periodic checkpoints are kept (beside model_best.pth and model_final.pth); 0 keeps all.
     cfg.SOLVER.CHECKPOINT_KEEP = 1
     # Evaluate the initial weights too, as epoch 0 of the results.

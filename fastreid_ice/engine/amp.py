@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-
 
 class Precision:
     """float32, or mixed: the encoders in a shorter type, with the losses, the memory and the weights in float32.

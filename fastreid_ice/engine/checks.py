@@ -19,13 +19,13 @@ from fastreid.utils import comm
 
 from fastreid_ice.clustering import ClusteringConfig, config_defaults
 from fastreid_ice.data.samplers import check_batch
-from fastreid_ice.engine.amp import DTYPES, Precision
+from fastreid_ice.engine.amp import Precision
 from fastreid_ice.errors import look_up, registered_names
 from fastreid_ice.modeling.bn_chunks import chunks_per_process
 from fastreid_ice.modeling.heads import MemoryBankHead
 from fastreid_ice.modeling.losses import build_losses
 from fastreid_ice.modeling.memory_bank import MEMORY_REGISTRY
-from fastreid_ice.modeling.meta_arch import ENCODERS, ICE
+from fastreid_ice.modeling.meta_arch import AMP_DTYPES, ENCODERS, ICE
 
 SAMPLER = "IdentityCameraSampler"
 NORMS = ("BN", "syncBN", "GhostBN", "FrozenBN", "GN")
@@ -74,7 +74,7 @@ MODEL_RULES: dict[str, tuple[Condition, str]] = {
     "MODEL.PIXEL_MEAN": (lambda value: len(value) == 3, "three numbers"),
     "MODEL.PIXEL_STD": (lambda value: len(value) == 3 and min(value) > 0, "three numbers above 0"),
     "INPUT.SIZE_TEST": _SIZE,
-    "SOLVER.AMP.DTYPE": _one_of(tuple(DTYPES)),
+    "SOLVER.AMP.DTYPE": _one_of(tuple(AMP_DTYPES)),
 }
 TEST_RULES: dict[str, tuple[Condition, str]] = {
     "TEST.IMS_PER_BATCH": _at_least(1),
@@ -272,4 +272,4 @@ def _check_updates(cfg: CfgNode) -> None:
             f"({solver.ACCUMULATION}), so that an epoch ends with an update"
         )
     if solver.AMP.ENABLED:
-        Precision(torch.device(cfg.MODEL.DEVICE), DTYPES[solver.AMP.DTYPE])
+        Precision(torch.device(cfg.MODEL.DEVICE), AMP_DTYPES[solver.AMP.DTYPE])

@@ -60,9 +60,11 @@ def adapt_to_device(cfg: CfgNode) -> list[str]:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         notes.append(f"CUDA is not available: MODEL.DEVICE is cpu instead of {cfg.MODEL.DEVICE}")
         cfg.MODEL.DEVICE = "cpu"
-    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
-        notes.append("float16 needs CUDA: SOLVER.AMP.ENABLED is False. SOLVER.AMP.DTYPE bfloat16 works on the CPU")
-        cfg.SOLVER.AMP.ENABLED = False
+    if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.DTYPE == "float16":
+        for name, node, key in (("SOLVER.AMP.ENABLED", cfg.SOLVER.AMP, "ENABLED"), ("TEST.AMP", cfg.TEST, "AMP")):
+            if node[key]:
+                notes.append(f"float16 needs CUDA: {name} is False. SOLVER.AMP.DTYPE bfloat16 works on the CPU")
+                node[key] = False
     return notes
 
 

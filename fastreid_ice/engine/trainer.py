@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, LinearLR
 import fastreid_ice.modeling  # noqa: F401  (registers the ICE meta-architecture and its head)
 from fastreid_ice.data.datasets import load_test_images, load_training_images
 from fastreid_ice.data.loaders import EpochLoader, build_test_loader
-from fastreid_ice.engine.amp import DTYPES, Precision
+from fastreid_ice.engine.amp import Precision
 from fastreid_ice.engine.checkpoints import read_checkpoint
 from fastreid_ice.engine.checks import check_config
 from fastreid_ice.engine.hooks.checkpointing import CheckpointHook, RunState
@@ -36,6 +36,7 @@ from fastreid_ice.engine.loss_log import LossLog
 from fastreid_ice.engine.optimizer import adapt_checkpoint, build_optimizer
 from fastreid_ice.engine.step import TrainingStep
 from fastreid_ice.evaluation.evaluator import ICEReidEvaluator
+from fastreid_ice.modeling.meta_arch import AMP_DTYPES
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class ICETrainer(DefaultTrainer):
     def _build_step(self, cfg: CfgNode) -> TrainingStep:
         """Ours, around fastreid's parts. On the CPU the losses cost nothing to read, elsewhere it waits for them."""
         device = torch.device(cfg.MODEL.DEVICE)
-        precision = Precision(device, DTYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None)
+        precision = Precision(device, AMP_DTYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None)
         log = LossLog(1 if device.type == "cpu" else WRITER_PERIOD, self._last_checkpoint)
         return TrainingStep(self.model, self.data_loader, self.optimizer, precision, log, cfg.SOLVER.ACCUMULATION)
 

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 MOMENTUM_PREFIX = "momentum_encoder."
 ENCODERS = ("momentum", "online")
 VIEWS = ("images", "images_key", "images_weak")
+AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}  # SOLVER.AMP.DTYPE
 
 Batch = Mapping[str, Any]
 
@@ -77,6 +78,7 @@ class ICE(Baseline):
         shuffle_bn: bool = True,
         unused_passes: bool = False,
         eval_encoder: str = "momentum",
+        eval_dtype: torch.dtype | None = None,
     ):
         """See ``MODEL.ICE`` in fastreid_ice/config.py for the meaning of the arguments.
 
@@ -92,6 +94,7 @@ class ICE(Baseline):
         self.momentum = momentum
         self.unused_passes = unused_passes
         self.eval_encoder = eval_encoder
+        self.eval_dtype = eval_dtype
         chunks = chunks_per_process(bn_chunks, comm.get_world_size())
         set_bn_chunks(self, chunks)
         self.shuffles = shuffle_bn and chunks * comm.get_world_size() > 1
@@ -113,6 +116,7 @@ class ICE(Baseline):
             "shuffle_bn": cfg.MODEL.ICE.SHUFFLE_BN,
             "unused_passes": cfg.MODEL.ICE.UNUSED_PASSES,
             "eval_encoder": cfg.MODEL.ICE.EVAL_ENCODER,
+            "eval_dtype": _eval_dtype(cfg),
         }
 
     @property
@@ -122,7 +126,11 @@ class ICE(Baseline):
 
     def forward(self, batched_inputs: Batch | Tensor) -> Tensor | dict[str, Tensor]:
         if not self.training:
-            return self.encode(self.preprocess_image(batched_inputs))
+            images = self.preprocess_image(batched_inputs)
+            if self.eval_dtype is None:
+                return self.encode(images)
+            with torch.autocast(images.device.type, dtype=self.eval_dtype):
+                return self.encode(images).float()
         assert not isinstance(batched_inputs, Tensor)  # training needs views and labels
         if not torch.is_grad_enabled():
             return self._move_batch_statistics(batched_inputs)
@@ -232,6 +240,14 @@ class ICE(Baseline):
             copies = {MOMENTUM_PREFIX + name: value for name, value in state_dict.items()}
             state_dict.update({name: value for name, value in copies.items() if name in own_names})
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+def _eval_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """What the encoders compute in for TEST.AMP; None for float32."""
+    on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
+    return (
+        None if not cfg.TEST.AMP or (on_cpu and cfg.SOLVER.AMP.DTYPE == "float16") else AMP_DTYPES[cfg.SOLVER.AMP.DTYPE]
+    )
 
 
 def _momentum_copy(backbone: nn.Module, heads: nn.Module) -> Encoder:
