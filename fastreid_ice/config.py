@@ -46,6 +46,9 @@ def _add_model(model: CN) -> None:
     model.ICE.UNUSED_PASSES = False
     # Which encoder evaluates, is clustered with and is exported: "momentum" (ref) or "online".
     model.ICE.EVAL_ENCODER = "momentum"
+    # Keep images, feature maps and kernels with the channels innermost. Tensor cores want them so: try it with
+    # SOLVER.AMP on a GPU. More than one chunk is then normalised chunk by chunk. ref: False.
+    model.ICE.CHANNELS_LAST = False
 
 
 def _add_losses(losses: CN) -> None:

@@ -148,6 +148,24 @@ def test_four_chunks_dispatch_what_one_does():
     assert counts[0] > 1000 and counts[1] <= 1.1 * counts[0]
 
 
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_channels_last_computes_the_same(chunks):
+    steps = []
+    for last in (False, True):
+        model, layouts = build(MODEL__ICE__BN_CHUNKS=chunks, MODEL__ICE__CHANNELS_LAST=last), []
+        for convolution in (model.backbone[3], model.momentum_encoder.backbone[3]):
+            assert convolution.weight.is_contiguous(memory_format=torch.channels_last) == last
+            convolution.register_forward_hook(lambda module, args, out: layouts.append(out.stride(1) == 1))  # noqa: B023
+        losses = model(batch(32))
+        sum(losses.values()).backward()
+        assert layouts == [last] * 3
+        steps.append((torch.stack(list(losses.values())), [p.grad for p in model.parameters() if p.requires_grad]))
+    (losses, gradients), (losses_last, gradients_last) = steps
+    torch.testing.assert_close(losses, losses_last, atol=1e-4, rtol=1e-4)
+    for first, second in zip(gradients, gradients_last):
+        assert (first - second).norm() < 1e-2 * first.norm()
+
+
 class TestLossLog:
     def add(self, log, values):
         with EventStorage(0) as storage:

@@ -79,6 +79,7 @@ class ICE(Baseline):
         unused_passes: bool = False,
         eval_encoder: str = "momentum",
         eval_dtype: torch.dtype | None = None,
+        channels_last: bool = False,
     ):
         """See ``MODEL.ICE`` in fastreid_ice/config.py for the meaning of the arguments.
 
@@ -100,6 +101,8 @@ class ICE(Baseline):
         self.shuffles = shuffle_bn and chunks * comm.get_world_size() > 1
         self._shuffle_generator = torch.Generator()
         self.momentum_encoder = _momentum_copy(backbone, heads)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self.memory_format)
         self._online_pass, self._momentum_pass = ChunkedPass(backbone, heads), ChunkedPass(self.momentum_encoder)
         self._steps: list[StepFeatures] = []  # of the training steps since the last update, detached
 
@@ -117,6 +120,7 @@ class ICE(Baseline):
             "unused_passes": cfg.MODEL.ICE.UNUSED_PASSES,
             "eval_encoder": cfg.MODEL.ICE.EVAL_ENCODER,
             "eval_dtype": _eval_dtype(cfg),
+            "channels_last": cfg.MODEL.ICE.CHANNELS_LAST,
         }
 
     @property
@@ -148,7 +152,8 @@ class ICE(Baseline):
     def preprocess_image(self, batched_inputs: Batch | Tensor, view: str = "images") -> Tensor:
         """Normalise one view. Not in place as upstream: a batch is passed through the model more than once."""
         images = batched_inputs if isinstance(batched_inputs, Tensor) else batched_inputs[view]
-        return (images.to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+        normalized = (images.to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+        return normalized.contiguous(memory_format=self.memory_format)
 
     def _online(self, images: Tensor) -> Tensor:
         """(b, D) online embeddings; in training mode each chunk is normalised by itself."""
@@ -183,7 +188,8 @@ class ICE(Baseline):
         if order is None:
             return _gather(self._momentum_pass(self.momentum_encoder, images).float())
         own = order.chunk(comm.get_world_size())[comm.get_rank()]
-        permuted = _gather(self._momentum_pass(self.momentum_encoder, _gather(images)[own]).float())
+        images = _gather(images)[own].contiguous(memory_format=self.memory_format)
+        permuted = _gather(self._momentum_pass(self.momentum_encoder, images).float())
         features = torch.empty_like(permuted)
         features[order] = permuted
         return features
