@@ -191,7 +191,7 @@ def _search(row, scores, ids, before):
     count = len(ids)
     last = BINS_PER_MATCH * count  # for images behind all matches; bin 0 for those before all
     width = (scores[0] - scores[-1]) / (last - 2)
-    scale = row.dtype.type(1 / width if 1e-30 < width < np.inf else 0)  # 0: all in one bin
+    scale = row.dtype.type(1 / width if width > 1e-30 else 0)  # 0: all in one bin
     bins = np.empty(max(STRIP, count), np.int32)
     _assign_bins(scores, scores[0], scale, last, bins)
     table = np.zeros(last + 2, np.int32)  # matches in the bins before each
