@@ -61,6 +61,11 @@ class UnlabeledFolder(ImageDataset):
         split = 0 if query is None else len(query)
         super().__init__([] if train is None else _training_items(train), both[:split], both[split:], **options)
 
+    def parse_data(self, data: list) -> tuple[int, int]:
+        """The numbers of identities and cameras in fastreid's tables; what is not known does not count."""
+        identities, cameras = (len({item[place] for item in data} - {None}) for place in (1, 2))
+        return identities, cameras
+
     @classmethod
     def from_config(cls, cfg: CfgNode, key: str, combineall: bool = False, **options: Any) -> UnlabeledFolder:
         """The training images for the key "DATASETS.NAMES", the queries and gallery for "DATASETS.TESTS".
