@@ -227,9 +227,8 @@ class TestClusterer:
 
         monkeypatch.setitem(TABLE, "look", Method(look))
         config = ClusteringConfig(method="look", tracks="must_link")
-        Clusterer(config)(
-            blobs(1, 4), [5, 6, 7, 6], ["a", "b", "c", "d"], [1, 2, 3, 2], Tracks(torch.tensor([9, 2, 9, 2]))
-        )
+        tracks = Tracks(torch.tensor([9, 2, 9, 2]))
+        Clusterer(config)(blobs(1, 4), [5, 6, 7, 6], ["a", "b", "c", "d"], [1, 2, 3, 2], tracks)
         assert seen["rows"] == 2
         assert (seen["facts"].camids.tolist(), seen["facts"].names) == ([5, 6], ("a", "b"))
         assert seen["facts"].identities.tolist() == [1, 2]
