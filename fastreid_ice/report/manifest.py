@@ -298,7 +298,7 @@ def _plain(value: Any, key: str) -> Any:
         return plain_config(value)
     if isinstance(value, (list, tuple)):
         return [_plain(item, key) for item in value]
-    if value is None or isinstance(value, (bool, int, float)):
+    if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
         return value
     text = str(value)
     if _PATH_KEY.search(key) or _ABSOLUTE.match(text):
