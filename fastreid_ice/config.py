@@ -6,13 +6,11 @@ beside them. Keys of fastreid that ICE sets differently are in configs/ICE/Base-
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 from fastreid.config import CfgNode as CN
 
-from fastreid_ice.clustering import ClusteringConfig
+from fastreid_ice.clustering import config_defaults
 
 
 def add_ice_config(cfg: CN) -> None:
@@ -85,14 +83,9 @@ def _add_losses(losses: CN) -> None:
 
 def _add_clustering(cfg: CN) -> None:
     """The parameters of :class:`fastreid_ice.clustering.ClusteringConfig`, which documents each, and the period."""
-    cfg.CLUSTERING = CN({key.upper(): default for key, default in clustering_defaults().items()})
+    cfg.CLUSTERING = CN(config_defaults())
     # Cluster before every PERIOD-th epoch, and before the first epoch of every run. ref: 1.
     cfg.CLUSTERING.PERIOD = 1
-
-
-def clustering_defaults() -> dict[str, object]:
-    """The fields of ClusteringConfig that are keys of the config, with their defaults."""
-    return {field.name: field.default for field in fields(ClusteringConfig) if field.name not in ("seed", "extra")}
 
 
 def _add_input(inputs: CN) -> None:
@@ -116,6 +109,9 @@ def _add_schedule(cfg: CN) -> None:
     cfg.SOLVER.CHECKPOINT_KEEP = 1
     # Evaluate the initial weights too, as epoch 0 of the results.
     cfg.TEST.EVAL_START = False
+    # Take each test camera's mean and standard deviation out of the features before they are ranked. It uses the camera
+    # ids of the test images and all of them at once: report scores with and without it, never mixed. Not in the paper.
+    cfg.TEST.CAMERA_NORMALIZATION = False
     # Let the training ignore camera ids (camera-agnostic ICE): every image counts as taken by one camera.
     # Evaluation still needs the test set's camera ids.
     cfg.DATASETS.USE_CAMERAS = True

@@ -19,6 +19,7 @@ from fastreid_ice.report.contact_sheet import (
     WRONG,
     identity_colour,
 )
+from fastreid_ice.report.curves import COLOURS as LINE_COLOURS
 from fastreid_ice.report.curves import build_figure
 
 
@@ -159,6 +160,29 @@ def test_curves_show_what_was_recorded():
     assert lines(agreement) == {}
     assert [text.get_text() for text in agreement.texts] == ["not recorded"]
     assert lines(losses) == {"agnostic": ([1, 2], [2.0, 1.0])}
+
+
+def test_losses_of_a_user_are_drawn_behind_the_four():
+    records = [
+        {"epoch": e, "loss_mine": 3.0 - e, "loss_agnostic": 1.0, **{f"loss_{i}": i for i in range(9)}} for e in (1, 2)
+    ]
+    losses = build_figure(records).axes[3]
+    drawn = lines(losses)
+    assert list(drawn) == ["agnostic", "mine", *map(str, range(9))]
+    assert drawn["mine"] == ([1, 2], [2.0, 1.0])
+    styles = [(line.get_color(), line.get_linestyle()) for line in losses.get_lines()]
+    assert len(set(styles)) == 11 and styles[0] == (LINE_COLOURS[0], "-")
+    assert "total_loss" not in lines(build_figure([{"epoch": 1, "total_loss": 1.0}]).axes[3])
+
+
+def test_panel_of_the_agreement_says_why_it_is_empty():
+    def text(records, **options):
+        return [text.get_text() for text in build_figure(records, **options).axes[2].texts]
+
+    assert text([{"epoch": 1, "clusters": 5}]) == ["identities unknown"]
+    assert text([{"epoch": 1, "clusters": 5}], true_identities=7) == ["not recorded"]
+    assert text([{"epoch": 1, "mAP": 5.0}]) == ["not recorded"]
+    assert text([{"epoch": 1, "clusters": 5, "nmi": 0.5}]) == []
 
 
 def test_curves_are_drawn(tmp_path):

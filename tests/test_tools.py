@@ -1,24 +1,16 @@
 """The command line: train, then evaluate what was trained."""
 
-import importlib.util
 import json
 from argparse import Namespace
 
 import pytest
 
+from fastreid_ice.cli import demo
 from fastreid_ice.cli.train import run
 from tests import tiny  # noqa: F401  (registers the dataset and the backbone)
 from tests.conftest import ROOT, SMALL, small_options
 
 pytestmark = pytest.mark.usefixtures("tiny_dataset")
-
-
-def tool(name: str):
-    """The module tools/<name>.py."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def arguments(output_dir, eval_only=False, **more) -> Namespace:
@@ -44,7 +36,6 @@ def test_evaluating_nothing_is_refused(tmp_path):
 
 
 def test_demo_writes_its_pictures(tmp_path, monkeypatch, capsys):
-    demo = tool("demo")
     opts = [str(item) for item in small_options(SMALL)]
     monkeypatch.setattr("sys.argv", ["demo.py", "--output-dir", str(tmp_path), *opts])
     demo.main()

@@ -51,3 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             dist_url=args.dist_url,
             args=(args,),
         )
+
+
+if __name__ == "__main__":  # python -m fastreid_ice.cli.train
+    main()
