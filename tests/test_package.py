@@ -90,7 +90,11 @@ def test_every_config_builds(path):
         features = model(torch.zeros(1, 3, *cfg.INPUT.SIZE_TEST))
     assert features.shape == (1, cfg.MODEL.BACKBONE.FEAT_DIM)
     agnostic = not cfg.DATASETS.USE_CAMERAS
-    assert agnostic == ("CrossCameraLoss" not in cfg.MODEL.LOSSES.NAME) == path.stem.endswith("agnostic")
+    assert (
+        agnostic
+        == ("CrossCameraLoss" not in cfg.MODEL.LOSSES.NAME)
+        == (path.stem.endswith("agnostic") or path.stem.startswith("own"))
+    )
 
 
 # Rooms by layer: a room imports rooms of lower layers only.
