@@ -100,7 +100,6 @@ PURE_LAYER = 1
 # Imports along a layer or up, each with its reason.
 EXCEPTIONS = {
     ("evaluation", "clustering"),  # re-ranking takes its Jaccard distances
-    ("report", "clustering"),  # a sweep over eps clusters
     ("compat", "evaluation"),  # within the function that stands in for fastreid's ranking
 }
 

@@ -7,15 +7,14 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-import fastreid_ice
 from fastreid_ice.data.folder_report import FolderReport, check_folder
 from fastreid_ice.data.folder_scan import SOURCES, FolderScan, scan_folder
 from fastreid_ice.data.folder_summary import Sources, config_text, describe
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.files import replacing
+from fastreid_ice.model_zoo import get_config_file
 from fastreid_ice.report.dataset_sheet import dataset_sheet
 
-CONFIGS = Path(fastreid_ice.__file__).resolve().parent.parent / "configs" / "ICE"
 REPORT, SHEET = "dataset.md", "dataset.png"
 
 
@@ -47,7 +46,8 @@ def run(args: Namespace) -> FolderReport:
     report = check_folder(scan)
     text = describe(scan, report)
     name = args.write_config.stem if args.write_config is not None else "own"
-    config = config_text(scan, report, sources, CONFIGS, f"logs/{name}")
+    base = get_config_file("ICE/own.yml" if scan.tracks is None else "ICE/own_tracks.yml")
+    config = config_text(scan, report, sources, base, f"logs/{name}")
     sys.stdout.write(f"{text}\n\n## Config\n\n```yaml\n{config}```\n")
     if args.output is not None:
         _draw(scan, report, args.output / SHEET)

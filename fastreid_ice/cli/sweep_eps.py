@@ -6,6 +6,7 @@ import logging
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
@@ -13,12 +14,12 @@ import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is importe
 from torch import Tensor
 
 from fastreid_ice.clustering import ClusteringConfig, Tracks
+from fastreid_ice.clustering.eps_sweep import SweepRow, check_values, suggest, sweep
 from fastreid_ice.engine.checks import clustering_config
 from fastreid_ice.engine.run_features import FEATURES_FILE, extract_run, read_features, save_features
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.files import replacing
-from fastreid_ice.report.eps_sweep import SweepRow, check_values, suggest, sweep
-from fastreid_ice.report.eps_sweep_output import markdown_table, plot, write_csv
+from fastreid_ice.report.eps_sweep import markdown_table, plot, write_csv
 
 EPS, MIN_SAMPLES = "0.3:0.7:0.05", "2,4,8"
 STEM = "eps_sweep"
@@ -65,9 +66,10 @@ def run(args: Namespace) -> list[SweepRow]:
         fraction=args.fraction,
         seed=args.seed,
     )
-    text = markdown_table(rows) + "\n" + _advice(suggest(rows)) + "\n"
-    write_csv(rows, output / f"{STEM}.csv")
-    plot(rows, output / f"{STEM}.png", f"{len(features):,} images, k1 {config.k1}, k2 {config.k2}")
+    records = [asdict(row) for row in rows]
+    text = markdown_table(records) + "\n" + _advice(suggest(rows)) + "\n"
+    write_csv(records, output / f"{STEM}.csv")
+    plot(records, output / f"{STEM}.png", f"{len(features):,} images, k1 {config.k1}, k2 {config.k2}")
     with replacing(output / f"{STEM}.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     sys.stdout.write(f"{text}\nWrote {STEM}.md, {STEM}.csv and {STEM}.png into {output}\n")
@@ -121,8 +123,9 @@ def _numbers(text: str, option: str) -> list[float]:
 def _advice(best: SweepRow | None) -> str:
     if best is None:
         return (
-            "No pair of values gives useful clusters: everywhere there are fewer than two, or most images are outliers "
-            "or in one cluster. Try other values, another k1, or a model that knows such images better."
+            "No pair of values gives useful clusters: everywhere there are fewer than two, most images are outliers "
+            "or in one cluster, or clusters lie within each other (silhouette of 0 or less). Try other values, another "
+            "k1, or a model that knows such images better."
         )
     return (
         f"Most stable: CLUSTERING.EPS {best.eps:g} CLUSTERING.MIN_SAMPLES {best.min_samples}, with {best.clusters} "

@@ -97,20 +97,20 @@ def _settings(scan: FolderScan, report: FolderReport) -> list[str]:
     return lines
 
 
-def config_text(scan: FolderScan, report: FolderReport, sources: Sources, configs: Path, output_dir: str) -> str:
+def config_text(scan: FolderScan, report: FolderReport, sources: Sources, base: str, output_dir: str) -> str:
     """A config for these images, on top of a shipped one.
 
     Args:
         scan: of the folder.
         report: what it is like.
         sources: where the scan had its facts from.
-        configs: folder of the shipped configs.
+        base: that config's path.
         output_dir: OUTPUT_DIR.
     """
     found = report.recommendation
     tracked = scan.tracks is not None
     several = report.per_camera is not None and len(report.per_camera) > 1
-    lines = [f"_BASE_: {_text(configs / ('own_tracks.yml' if tracked else 'own.yml'))}", ""]
+    lines = [f"_BASE_: {_text(base)}", ""]
     if several:
         lines += ["MODEL:", "  LOSSES:", f"    NAME: {LOSSES}", ""]
     height, width = found.input_size

@@ -1,245 +1,92 @@
-"""How eps and min_samples change the clusters of given features; eps_sweep_output shows it."""
+"""The result of a sweep over eps and min_samples as a table and as a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-import numpy as np
-import torch
-from sklearn.metrics import adjusted_rand_score, silhouette_score
-from torch import Tensor
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-from fastreid_ice.clustering import (
-    ClusteringConfig,
-    Tracks,
-    check_tracks,
-    dbscan,
-    jaccard_distances,
-    k_reciprocal_encoding,
-    nearest_neighbors,
-    prepare_features,
-    summarize,
+from fastreid_ice.files import replacing
+
+COLOURS = ("#2563a8", "#d9772b", "#3a8f5c", "#8a4f9e", "#b3404a", "#5f6b7a")
+# Title, unit, key of a row.
+PANELS = (
+    ("Clusters", "count", "clusters"),
+    ("Outliers", "% of images", "outliers"),
+    ("Silhouette", "cosine", "silhouette"),
+    ("Stability: neighbouring eps", "ARI", "neighbour_stability"),
+    ("Stability: parts of the images", "ARI", "subsample_stability"),
 )
-from fastreid_ice.clustering.tracks import MUST_AND_CANNOT_LINK, NONE, separate_tracks, track_rows, track_spans
-
-SILHOUETTE_IMAGES = 5000  # more are sampled: it compares all pairs
+KNOWN, UNKNOWN = ("Agreement with true identities", "ARI", "ari"), ("Largest cluster", "% of images", "largest")
 
 
-@dataclass(frozen=True)
-class SweepRow:
-    """The clustering of one pair of values; NaN where a number is not defined.
-
-    Attributes:
-        eps: CLUSTERING.EPS.
-        min_samples: CLUSTERING.MIN_SAMPLES.
-        clusters: number of clusters.
-        outliers: images in none, in percent.
-        largest: images in the largest cluster, in percent.
-        silhouette: mean over the images in clusters, cosine distances, in [-1, 1]; of a seeded sample above 5,000.
-        neighbour_stability: mean :func:`agreement` with the labels of the next smaller and next larger eps.
-        subsample_stability: mean :func:`agreement` of the labels of random parts of the images, clustered alone, with
-            their labels in the whole.
-        ari: adjusted Rand index against the true identities, each outlier a cluster of its own; NaN without any.
-    """
-
-    eps: float
-    min_samples: int
-    clusters: int
-    outliers: float
-    largest: float
-    silhouette: float
-    neighbour_stability: float
-    subsample_stability: float
-    ari: float
+Row = Mapping[str, float]  # the values of a fastreid_ice.clustering.eps_sweep.SweepRow by their names
 
 
-def sweep(
-    features: Tensor | np.ndarray,
-    eps: Sequence[float],
-    min_samples: Sequence[int],
-    config: ClusteringConfig | None = None,
-    *,
-    identities: Tensor | None = None,
-    tracks: Tracks | None = None,
-    subsamples: int = 3,
-    fraction: float = 0.8,
-    seed: int = 0,
-) -> list[SweepRow]:
-    """Cluster with every pair of values of eps and min_samples.
+def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
+    """A line for each row, under the names of its values; undefined numbers are empty."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(rows[0])
+        for row in rows:
+            writer.writerow(["" if value != value else value for value in row.values()])
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The rows as a table in Markdown; the column of the true identities only where they are known."""
+    titles = ["eps", "min_samples", "clusters", "outliers %", "largest %", "silhouette", "stable: eps", "stable: parts"]
+    known = any(row["ari"] == row["ari"] for row in rows)
+    lines = [titles + ["ARI"] * known, ["--:"] * (len(titles) + known)]
+    for row in rows:
+        cells = [f"{row['eps']:g}", str(row["min_samples"]), str(row["clusters"])]
+        cells += [f"{row['outliers']:.1f}", f"{row['largest']:.1f}"]
+        stable = [row["neighbour_stability"], row["subsample_stability"]]
+        numbers = [row["silhouette"], *stable] + [row["ari"]] * known
+        lines.append(cells + ["" if number != number else f"{number:.3f}" for number in numbers])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def plot(rows: Sequence[Row], path: str | os.PathLike, title: str | None = None) -> Path:
+    """Draw clusters, outliers, silhouette, stabilities and the ARI (if known, else the largest cluster) against eps.
 
     Args:
-        features: (N, D), any float type.
-        eps: values to try; each once, in ascending order.
-        min_samples: likewise.
-        config: k1, k2, tracks ...; its own eps and min_samples are not used.
-        identities: (N,) int64, or None.
-        tracks: of the N images; looked at where the config says so.
-        subsamples: how many random parts; 0 leaves their stability undefined.
-        fraction: of the images in a part, in (0, 1).
-        seed: of parts and sample.
-
-    Returns:
-        A row for each pair, by min_samples and then eps.
-
-    Raises:
-        ValueError: no value, or one out of range.
+        rows: of a sweep.
+        path: file to write; its ending chooses the format.
+        title: drawn above.
     """
-    config = config or ClusteringConfig()
-    eps, min_samples = sorted(set(eps)), sorted(set(min_samples))
-    check_values(eps, min_samples, subsamples, fraction)
-    features = prepare_features(features)
-    whole = _labels_of(features, eps, min_samples, config, tracks)
-    generator = np.random.default_rng(seed)
-    stability = _subsample_stability(features, whole, eps, min_samples, config, tracks, subsamples, fraction, generator)
-    sample = np.sort(generator.permutation(len(features))[:SILHOUETTE_IMAGES])
-    distances = _cosine_distances(features[torch.from_numpy(sample).to(features.device)])
-    rows = []
-    for least in min_samples:
-        for place, radius in enumerate(eps):
-            labels = whole[radius, least]
-            beside = [whole[eps[i], least] for i in (place - 1, place + 1) if 0 <= i < len(eps)]
-            summary = summarize(torch.from_numpy(labels), identities)
-            rows.append(
-                SweepRow(
-                    eps=radius,
-                    min_samples=least,
-                    clusters=int(summary["clusters"]),
-                    outliers=100 * summary["outliers"] / len(labels),
-                    largest=100 * summary["largest_cluster"] / len(labels),
-                    silhouette=_silhouette(distances, labels[sample]),
-                    neighbour_stability=_mean([agreement(labels, other) for other in beside]),
-                    subsample_stability=stability[radius, least],
-                    ari=summary.get("ari", float("nan")),
-                )
-            )
-    return rows
+    figure = Figure(figsize=(10.5, 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title, fontsize=12)
+    last = KNOWN if any(row["ari"] == row["ari"] for row in rows) else UNKNOWN
+    for axes, (name, unit, key) in zip(figure.subplots(2, 3).flat, (*PANELS, last)):
+        _draw(axes, rows, name, unit, key)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, facecolor="white")
+    return Path(path)
 
 
-def agreement(labels: np.ndarray, others: np.ndarray) -> float:
-    """Adjusted Rand index of two clusterings, over the images that at least one of them has in a cluster.
-
-    An outlier is a cluster of its own. NaN where all images are outliers in both.
-
-    Example:
-        >>> agreement(np.array([0, 0, 1, 1, -1]), np.array([1, 1, 0, 0, -1]))
-        1.0
-    """
-    used = (labels >= 0) | (others >= 0)
-    if not used.any():
-        return float("nan")
-    return float(adjusted_rand_score(_alone(labels[used]), _alone(others[used])))
-
-
-def suggest(rows: Sequence[SweepRow]) -> SweepRow | None:
-    """The row with the highest mean of both stabilities, of equal ones the highest silhouette.
-
-    Rows with fewer than two clusters, with more than half of the images in one, or with more than half of them
-    outliers are passed over: with them labels are stable, and of no use. None if no row is left.
-    """
-    useful = [row for row in rows if row.clusters >= 2 and row.largest <= 50 and row.outliers <= 50]
-    if not useful:
-        return None
-
-    def worth(row: SweepRow) -> tuple[float, float]:
-        stability = _mean([row.neighbour_stability, row.subsample_stability])
-        return _rounded(stability), _rounded(row.silhouette)
-
-    return max(useful, key=worth)
-
-
-def check_values(eps: Sequence[float], min_samples: Sequence[int], subsamples: int, fraction: float) -> None:
-    """Raise ValueError for values with which :func:`sweep` cannot work."""
-    if not eps or not min_samples:
-        raise ValueError("There is no value of eps or min_samples to try.")
-    if not 0 < min(eps) <= max(eps) < 1:
-        raise ValueError(
-            f"eps goes from {min(eps):g} to {max(eps):g}; a Jaccard distance threshold lies between 0 and 1."
-        )
-    if min(min_samples) < 1:
-        raise ValueError(f"min_samples is {min(min_samples)}; it must be at least 1.")
-    if subsamples < 0:
-        raise ValueError(f"The number of parts is {subsamples}; it must be 0 or more.")
-    if not 0 < fraction < 1:
-        raise ValueError(f"A part has the share {fraction} of the images; it must be between 0 and 1.")
-
-
-def _labels_of(
-    features: Tensor, eps: list[float], min_samples: list[int], config: ClusteringConfig, tracks: Tracks | None
-) -> dict[tuple[float, int], np.ndarray]:
-    """(eps, min_samples) -> (N,) labels. Neighbours and encoding are computed once."""
-    check_tracks(config.tracks, tracks)
-    linked = tracks if config.tracks != NONE else None
-    rows = None if linked is None else track_rows(linked.ids)
-    points = features if rows is None else rows.mean(features)
-    budget = config.memory_budget_mb
-    similarities, ranks = nearest_neighbors(points, config.k1, None, config.backend, budget, config.allow_tf32)
-    encoding = k_reciprocal_encoding(points, ranks, similarities, config.k1, config.k2, config.backend, budget)
-    found = {}
-    for radius in eps:
-        graph = jaccard_distances(encoding, radius, budget)
-        for least in min_samples:
-            labels = dbscan(graph, least).cpu().numpy()
-            if linked is not None and rows is not None:
-                if config.tracks == MUST_AND_CANNOT_LINK:
-                    labels = separate_tracks(points.cpu().numpy(), labels, track_spans(linked, rows))
-                labels = labels[rows.of_image.numpy()]
-            found[radius, least] = labels
-    return found
-
-
-def _subsample_stability(
-    features: Tensor,
-    whole: dict[tuple[float, int], np.ndarray],
-    eps: list[float],
-    min_samples: list[int],
-    config: ClusteringConfig,
-    tracks: Tracks | None,
-    subsamples: int,
-    fraction: float,
-    generator: np.random.Generator,
-) -> dict[tuple[float, int], float]:
-    """(eps, min_samples) -> mean agreement over the parts."""
-    found: dict[tuple[float, int], list[float]] = {pair: [] for pair in whole}
-    size = max(2, round(fraction * len(features)))
-    for _ in range(subsamples):
-        part = np.sort(generator.permutation(len(features))[:size])
-        rows = torch.from_numpy(part).to(features.device)
-        some = None if tracks is None else tracks.subset(part)
-        for pair, labels in _labels_of(features[rows], eps, min_samples, config, some).items():
-            found[pair].append(agreement(labels, whole[pair][part]))
-    return {pair: _mean(values) for pair, values in found.items()}
-
-
-def _cosine_distances(features: Tensor) -> np.ndarray:
-    """(n, D) unit rows -> (n, n) float32 with a diagonal of exactly 0, as scikit-learn wants it."""
-    distances = (1 - features @ features.t()).clamp_(min=0).fill_diagonal_(0)
-    return distances.cpu().numpy()
-
-
-def _silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
-    """NaN unless there are at least two clusters and fewer than images."""
-    kept = np.flatnonzero(labels >= 0)
-    clusters = len(np.unique(labels[kept]))
-    if not 2 <= clusters < len(kept):
-        return float("nan")
-    return float(silhouette_score(distances[np.ix_(kept, kept)], labels[kept], metric="precomputed"))
-
-
-def _alone(labels: np.ndarray) -> np.ndarray:
-    """Labels in which each outlier has one of its own."""
-    outliers = labels < 0
-    separate = labels.copy()
-    separate[outliers] = labels.max(initial=-1) + 1 + np.arange(outliers.sum())
-    return separate
-
-
-def _rounded(value: float) -> float:
-    """To three digits; undefined below everything."""
-    return -np.inf if value != value else round(value, 3)
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Of those that are defined; NaN if none is."""
-    defined = [value for value in values if value == value]
-    return float(np.mean(defined)) if defined else float("nan")
+def _draw(axes: Axes, rows: Sequence[Row], name: str, unit: str, key: str) -> None:
+    for number, least in enumerate(sorted({row["min_samples"] for row in rows})):
+        points = [(row["eps"], row[key]) for row in rows if row["min_samples"] == least]
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(*zip(*points), color=colour, label=str(least), linewidth=1.7, marker="o", markersize=3.5)
+    axes.set_title(name, fontsize=11, loc="left")
+    axes.set_xlabel("eps", fontsize=9)
+    axes.set_ylabel(unit, fontsize=9)
+    axes.tick_params(labelsize=9)
+    axes.grid(color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if all(row[key] != row[key] for row in rows):
+        axes.text(0.5, 0.5, "not defined", transform=axes.transAxes, ha="center", va="center", color="#888888")
+    elif unit in ("ARI", "% of images"):
+        axes.set_ylim((-0.05, 1.05) if unit == "ARI" else (-5, 105))
+    if key == "clusters":
+        axes.set_ylim(bottom=0)
+        axes.legend(title="min_samples", fontsize=8, title_fontsize=8, framealpha=0.6, edgecolor="none")
