@@ -27,7 +27,7 @@ def build_page(
     *,
     order: str = "largest",
     max_clusters: int = 40,
-    per_cluster: int = 10,
+    per_cluster: int = 8,
     projection: str = "tsne",
 ) -> str:
     """The report of a run.

@@ -14,12 +14,15 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
+from fastreid_ice.report.curves import COLOURS
+
 BOX = (80, 128)  # pixels into which a thumbnail fits
 JPEG_QUALITY = 72
 SHOT = '<figure class="shot'  # how a thumbnail begins
 
 # Colours of the charts that follow the page's, which may be light or dark.
 THEMED = {"#000000": "currentColor", "#ffffff": "var(--paper)", "#dddddd": "var(--line)", "#888888": "var(--faint)"}
+THEMED.update({colour: f"var(--series-{i})" for i, colour in enumerate(COLOURS)})
 
 
 def safe(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def clusters(data: ReportData, pictures: Pictures, order: str, most: int, per_cl
     text += f", at most {per_cluster} images of each. c = camera." if pictures.shown else "."
     parts = ['<div class="charts">', *charts, "</div>", paragraph(text)]
     if pictures.shown:
-        parts += [_cluster(data, pictures, row) for row in rows]
+        parts.append(_groups(_cluster(data, pictures, row) for row in rows))
     else:
         parts.append(_table_of_clusters(data, _cluster_rows(data, order, MOST_ROWS, 1)))
     return "".join(parts)
@@ -53,9 +54,9 @@ def mixed_clusters(data: ReportData, pictures: Pictures, per_cluster: int) -> st
     )
     if not pictures.shown:
         return paragraph(text) + (_table_of_clusters(data, rows[:MOST_ROWS]) if rows else "")
-    shown = "".join(_cluster(data, pictures, row) for row in rows[:MOST_MIXED])
+    shown = _groups(_cluster(data, pictures, row) for row in rows[:MOST_MIXED])
     if rows:
-        text += f" {min(MOST_MIXED, len(rows)):,} of them, the most wrong images first."
+        text += f" Shown: {min(MOST_MIXED, len(rows)):,}, those with most such images first."
     return paragraph(text) + shown
 
 
@@ -112,11 +113,14 @@ def split_section(data: ReportData, pictures: Pictures, per_identity: int) -> st
     if not pictures.shown:
         rows = [[split.identity, split.images, split.pieces, _pieces(split)] for split in found[:MOST_ROWS]]
         return paragraph(text) + table("Split identities", ["identity", "images", "clusters", "where"], rows)
-    parts = [paragraph(f"{text} {min(MOST_MIXED, len(found)):,} of them, in most clusters first.")]
+    text += f" Shown: {min(MOST_MIXED, len(found)):,}, those in most clusters first. # = cluster, out = outlier."
+    groups = []
     for split in found[:MOST_MIXED]:
-        parts += [f"<h3>Identity {split.identity}</h3>", paragraph(_pieces(split), "facts")]
-        parts.append(pictures.strip(_shot(data, pictures, index) for index in _of_each(split, per_identity)))
-    return "".join(parts)
+        shots = pictures.strip(
+            _shot(data, pictures, index, tell_cluster=True) for index in _of_each(split, per_identity)
+        )
+        groups.append(_group(f"Identity {split.identity}", _pieces(split), shots))
+    return paragraph(text) + _groups(groups)
 
 
 def _pieces(split: Split) -> str:
@@ -143,7 +147,7 @@ def outliers(data: ReportData, pictures: Pictures) -> str:
     share = f"{data.num_outliers / len(data.paths):.1%}"
     text = f"{data.num_outliers:,} of {count(len(data.paths), 'image')} ({share}) belong to no cluster."
     if pictures.shown:
-        text += f" {len(row.shown):,} of them:"
+        text += f" Shown: {len(row.shown):,}."
     facts = paragraph(_cameras(data, row.members), "facts") if data.cameras is not None else ""
     return paragraph(text) + facts + pictures.strip(_shot(data, pictures, int(index)) for index in row.shown)
 
@@ -158,7 +162,7 @@ def ranking(data: ReportData, pictures: Pictures) -> str:
         "the query's own camera are left out, as the protocol does. AP: average precision over the whole gallery."
     )
     if pictures.shown:
-        return paragraph(text) + "".join(_list(example, pictures) for example in data.rankings)
+        return paragraph(text) + _groups(_list(example, pictures) for example in data.rankings)
     signs = {"right": "✓", "wrong": "✗"}
     rows = [
         [f"{i + 1}", example.dataset, _precision(example), " ".join(signs.get(mark, "?") for mark in example.marks)]
@@ -177,9 +181,16 @@ def _list(example: RankingExample, pictures: Pictures) -> str:
         mark, camera = example.marks[rank], example.cameras[rank]
         alt = f"rank {rank + 1}: {Path(path).name}, {mark}, camera {camera}"
         shots.append(pictures.shot(path, alt, f"{example.similarities[rank]:.2f} c{camera}", mark))
-    heading = f"<h3>{safe(name)}</h3>"
     facts = f"{example.dataset}; {count(example.matches, 'right image')} in the gallery; AP {_precision(example)}"
-    return heading + paragraph(facts, "facts") + f'<div class="list">{pictures.strip(shots)}</div>'
+    return _group(name, facts, pictures.strip(shots), "list")
+
+
+def _group(title: str, facts: str, content: str, kind: str = "") -> str:
+    return f'<div class="group {kind}"><h3>{safe(title)}</h3>{paragraph(facts, "facts")}{content}</div>'
+
+
+def _groups(groups: Iterable[str]) -> str:
+    return f'<div class="groups">{"".join(groups)}</div>'
 
 
 def _precision(example: RankingExample) -> str:
@@ -201,7 +212,7 @@ def _cluster(data: ReportData, pictures: Pictures, row: Row) -> str:
     if data.cameras is not None:
         facts.append(_cameras(data, row.members))
     shots = pictures.strip(_shot(data, pictures, int(index), row.majority) for index in row.shown)
-    return f"<h3>Cluster {row.label}</h3>" + paragraph("; ".join(facts), "facts") + shots
+    return _group(f"Cluster {row.label}", "; ".join(facts), shots)
 
 
 def _cameras(data: ReportData, members: np.ndarray) -> str:
@@ -210,14 +221,16 @@ def _cameras(data: ReportData, members: np.ndarray) -> str:
     return "cameras " + ", ".join(f"c{camera} ({amount:,})" for camera, amount in zip(cameras, counts))
 
 
-def _shot(data: ReportData, pictures: Pictures, index: int, majority: int | None = None) -> str:
+def _shot(
+    data: ReportData, pictures: Pictures, index: int, majority: int | None = None, tell_cluster: bool = False
+) -> str:
     """A training image with its camera; of another identity than the majority, with its identity and a cross."""
     label = "outlier" if data.labels[index] == OUTLIER else f"cluster {data.labels[index]}"
     alt, caption, kind = [Path(data.paths[index]).name, label], [], ""
     if data.cameras is not None:
         alt.append(f"camera {data.cameras[index]}")
         caption.append(f"c{data.cameras[index]}")
-    if majority is None:
+    if tell_cluster:
         caption.append("out" if data.labels[index] == OUTLIER else f"#{data.labels[index]}")
     if data.identities is not None:
         alt.append(f"identity {data.identities[index]}")

@@ -21,17 +21,15 @@ EPOCH_COLUMNS = ("mAP", "Rank-1", "clusters", "outliers", "nmi", "ari")
 
 def summary(data: ReportData) -> str:
     """The numbers that one looks for first."""
+    best, last = best_record(data.records, data.tests), last_record(data.records, data.tests)
+    shown = {"best and last": best} if best is last else {"best": best, "last": last}
     tiles = []
     for test in data.tests:
         where = f" on {test}" if len(data.tests) > 1 else ""
-        for which, record in (
-            ("best", best_record(data.records, data.tests)),
-            ("last", last_record(data.records, data.tests)),
-        ):
+        for which, record in shown.items():
             if record is not None:
-                first = number(record.get(score_key(data.tests, test, "mAP")))
-                rank = number(record.get(score_key(data.tests, test, "Rank-1")))
-                tiles.append((f"{first} / {rank}", f"mAP / Rank-1 in %{where}, {which} (epoch {record['epoch']})"))
+                values = [number(record.get(score_key(data.tests, test, score))) for score in ("mAP", "Rank-1")]
+                tiles.append((" / ".join(values), f"mAP / Rank-1 in %{where}, {which} (epoch {record['epoch']})"))
     if len(data.paths):
         tiles.append((f"{data.num_clusters:,}", f"clusters of {count(len(data.paths), 'training image')}"))
         tiles.append((f"{data.num_outliers / len(data.paths):.1%}", "outliers"))
