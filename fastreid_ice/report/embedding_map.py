@@ -40,7 +40,8 @@ def project(features: np.ndarray, projection: str = "tsne", seed: int = 0) -> np
         seed: of t-SNE and UMAP.
 
     Returns:
-        (M, 2) float64. Fewer than 4 images, of which t-SNE and UMAP make nothing, are projected by PCA.
+        (M, 2) float64. Fewer than 4 images, or images that are all the same, of which t-SNE and UMAP make nothing, are
+        projected by PCA.
 
     Raises:
         ValueError: no image, features that are not finite, or another projection.
@@ -51,7 +52,7 @@ def project(features: np.ndarray, projection: str = "tsne", seed: int = 0) -> np
         raise ValueError(f"A map needs finite features of shape (M, D), found the shape {features.shape}.")
     if projection not in PROJECTIONS:
         raise ValueError(f"projection is {projection!r}; choose one of {', '.join(PROJECTIONS)}.")
-    if projection == "pca" or len(features) < 4:
+    if projection == "pca" or len(features) < 4 or not np.ptp(features, axis=0).any():
         return _pca(features, 2)
     reduced = _pca(features, min(MOST_DIMENSIONS, max(2, features.shape[1])))
     if projection == "umap":

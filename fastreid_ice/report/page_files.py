@@ -89,8 +89,8 @@ def read_clusters(path: Path) -> dict[str, Any]:
     """
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
+        names = reader.fieldnames or ()
         rows = list(reader)
-    names = reader.fieldnames or ()
     missing = [name for name in ("path", "label", "camera") if name not in names]
     if missing:
         raise ValueError(f"{path}: has no column {missing[0]!r}; it has {', '.join(map(str, names)) or 'none'}")

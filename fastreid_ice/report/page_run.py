@@ -136,8 +136,11 @@ def cost(data: ReportData) -> str:
     if stages:
         peaks = {name: _largest(data, f"process_peak_mb_{name}") for name in stages}
         rows = [[name, sum(stages[name]), sum(stages[name]) / len(stages[name]), peaks[name]] for name in stages]
+        if data.manifest is not None:
+            rest = 3600 * data.manifest["hours"] - sum(sum(seconds) for seconds in stages.values())
+            rows.append(["training, evaluation, all else", max(rest, 0.0), None, None])
         header = ["stage", "seconds", "seconds per clustering", "MiB of the process until then, at most"]
-        parts.append(table("Time of the clustering, over all epochs", header, rows))
+        parts.append(table("Time, over all epochs", header, rows))
     return "".join(parts) or paragraph(NO_MANIFEST)
 
 
