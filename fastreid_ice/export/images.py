@@ -86,7 +86,7 @@ def _test_paths(cfg: CfgNode) -> list[str]:
     paths: list[str] = []
     for name in cfg.DATASETS.TESTS:
         try:
-            paths += [str(item[0]) for item in load_test_images(name).query]
+            paths += [str(item[0]) for item in load_test_images(cfg, name).query]
         except (FileNotFoundError, ValueError) as error:
             logger.info("No test images to compare on: %s", error)
     return paths
