@@ -88,6 +88,13 @@ class TestConflicts:
         assert conflicting_clusters(np.array([0, 1, 0, 0]), seen).tolist() == []
         assert conflicting_clusters(np.array([-1, -1, -1, -1]), seen).tolist() == []
 
+    def test_meeting_by_hand(self):
+        # Rows 0 and 1 are seen together in frame 5 alone. Row 4 is of no track, and of no camera to meet in.
+        seen = spans((0, 1, 5), (0, 5, 9), (0, 6, 7), (1, 5, 5), (-1, 5, 5))
+        assert seen.meets(0).tolist() == [True, True, False, False, False]
+        assert seen.meets(1).tolist() == [True, True, True, False, False]
+        assert not seen.meets(4).any()
+
     def test_images_of_no_track_meet_nothing(self):
         assert conflicting_clusters(np.array([0, 0]), spans((-1, 3, 3), (-1, 3, 3))).tolist() == []
 
@@ -112,6 +119,11 @@ class TestSeparation:
         features = on_circle(0, 90, 60, 20)
         seen = spans((0, 0, 10), (0, 5, 15), (1, 0, 3), (0, 0, 4))
         assert separate_tracks(features, np.array([0, 0, 0, 0]), seen).tolist() == [0, 1, 1, 1]
+
+    def test_one_frame_together_is_a_moment(self):
+        # Frame 5 shows both tracks of camera 0, so both begin a part, and 60 degrees joins that at 90.
+        seen = spans((0, 0, 5), (0, 5, 9), (1, 0, 1))
+        assert separate_tracks(on_circle(0, 90, 60), np.array([0, 0, 0]), seen).tolist() == [0, 1, 1]
 
     def test_a_track_that_meets_all_parts_begins_another(self):
         # Camera 0 is busiest with two tracks; a third meets one at its beginning and one at its end.
