@@ -17,12 +17,16 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.9",
-    packages=find_packages(include=["fastreid_ice", "fastreid_ice.*"]),
+    # configs/ travels in the wheel as fastreid_ice/configs
+    packages=[*find_packages(include=["fastreid_ice", "fastreid_ice.*"]), "fastreid_ice.configs"],
+    package_dir={"fastreid_ice.configs": "configs"},
+    package_data={"fastreid_ice.configs": ["ICE/*.yml"], "fastreid_ice.report": ["*.yml", "*.html", "*.css", "*.js"]},
+    entry_points={"console_scripts": ["fastreid-ice = fastreid_ice.cli.main:main"]},
     # fastreid 1.4.0 itself is not listed: it pins torch 1.13, and no installer could resolve both.
     # Install it behind these with: pip install --no-deps fastreid==1.4.0
     install_requires=[
-        "torch>=2.1",
-        "torchvision>=0.16",
+        "torch>=2.3",  # with an older one numpy 2 is "not available"
+        "torchvision>=0.18",
         "numpy",
         "scipy",
         "scikit-learn",
@@ -32,6 +36,7 @@ setup(
         "tqdm",
         # what fastreid needs
         "yacs",
+        "pyyaml",
         "tabulate",
         "termcolor",
         "tensorboard",
@@ -41,8 +46,8 @@ setup(
         # exactly one of the two: both provide the module faiss
         "cpu": ["faiss-cpu"],
         "gpu": ["faiss-gpu"],
-        # compiles fastreid's evaluation: seconds instead of minutes on large galleries
-        "fast-eval": ["cython", "setuptools"],
-        "test": ["pytest", "hypothesis", "ruff", "mypy"],
+        # what the formats of tools/export_model.py need beside torch
+        "export": ["onnx", "onnxscript", "onnxruntime", "safetensors"],
+        "test": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML"],
     },
 )

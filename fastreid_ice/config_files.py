@@ -22,6 +22,7 @@ from fastreid.config import CfgNode, get_cfg
 
 from fastreid_ice.config import add_ice_config
 from fastreid_ice.errors import closest, listed
+from fastreid_ice.model_zoo import config_files, get_config_file
 
 IMPORTS = "MODEL.ICE.IMPORTS"
 
@@ -33,7 +34,8 @@ def load_config(config_file: str | Path, opts: Sequence[Any] = ()) -> CfgNode:
     where there is one, is called: so they may add keys of their own.
 
     Args:
-        config_file: YAML; ``_BASE_`` in it names another file, relative to it.
+        config_file: YAML; ``_BASE_`` in it names another file, relative to it. A name such as "ICE/market.yml" that is
+            no file here is looked up among the configs of the package.
         opts: KEY, VALUE, KEY, VALUE ...; text is read as a Python literal where it is one.
 
     Returns:
@@ -43,7 +45,7 @@ def load_config(config_file: str | Path, opts: Sequence[Any] = ()) -> CfgNode:
         FileNotFoundError: a file is missing.
         ValueError: a file is not YAML, or a key or value does not fit; a module cannot be imported.
     """
-    path = Path(config_file)
+    path = locate(config_file)
     settings = read_settings(path)
     overrides = read_overrides(opts)
     cfg = get_cfg()
@@ -56,6 +58,14 @@ def load_config(config_file: str | Path, opts: Sequence[Any] = ()) -> CfgNode:
     for key, value in overrides:
         merge_settings(cfg, _nested(key, value), "command line")
     return cfg
+
+
+def locate(config_file: str | Path) -> Path:
+    """The file itself, or the config of this name that comes with the package."""
+    path = Path(config_file).expanduser()
+    if not path.is_file() and str(config_file) in config_files():
+        return Path(get_config_file(str(config_file)))
+    return path
 
 
 def read_settings(path: Path) -> dict[str, Any]:

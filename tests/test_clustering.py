@@ -217,7 +217,7 @@ def test_memory_budget_does_not_change_the_result(backend):
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_pruned_search_is_exact(kind, bfloat16, monkeypatch):
     # 2,500 images: several blocks, the last one not full. Ties: 81 distinct rows, so lists full of equal neighbours.
-    monkeypatch.setattr("fastreid_ice.clustering.numba_kernels.search.bfloat16_is_faster", lambda: bfloat16)
+    monkeypatch.setattr("fastreid_ice.clustering.numba_kernels.estimates.bfloat16_is_faster", lambda: bfloat16)
     features = problem(kind, 2500, 48, seed=3)
     similarities, ranks = nearest_neighbors(features, 30, backend="numba")
     expected, order = reference.dense_neighbors(features, 30)

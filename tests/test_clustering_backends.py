@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastreid_ice import clustering
 from fastreid_ice.clustering import (
     Clusterer,
     ClusteringConfig,
@@ -60,6 +61,11 @@ def test_the_torch_path_needs_no_numba():
 def test_definitions_import_neither_numba_nor_torch():
     source = (ROOT / "fastreid_ice" / "clustering" / "definitions.py").read_text()
     assert "import" not in [line.split()[0] for line in source.splitlines() if line.strip()]
+
+
+def test_no_public_name_hides_a_module():
+    modules = {path.stem for path in (ROOT / "fastreid_ice" / "clustering").iterdir()}
+    assert not modules & set(clustering.__all__)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -17,8 +17,10 @@ from fastreid_ice.report.contact_sheet import (
     THUMBNAIL,
     UNKNOWN_FRAME,
     WRONG,
+    choose_rows,
     identity_colour,
 )
+from fastreid_ice.report.curves import COLOURS as LINE_COLOURS
 from fastreid_ice.report.curves import build_figure
 
 
@@ -66,6 +68,33 @@ def test_equal_clusters_come_by_label(images, tmp_path):
     sheet = draw(images, tmp_path / "sheet.png", [3, 1, 3, 1, 2, 2, 0, 0, 4, 4], max_clusters=3)
     assert [shown(sheet, row, 0) for row in range(3)] == [6, 1, 4]
     assert sheet.height == HEADER + 3 * ROW + GAP
+
+
+def test_most_mixed_first(images, tmp_path):
+    # Cluster 4: three of identity 1. Cluster 2: two of 1, two of 2 (2 wrong). Cluster 0: one of 5, one of 6 (1 wrong).
+    labels, truth = [4, 4, 4, 2, 2, 2, 2, 0, 0, -1], [1, 1, 1, 1, 2, 2, 1, 5, 6, 9]
+    sheet = draw(images, tmp_path / "sheet.png", labels, true_ids=truth, order="mixed")
+    assert [shown(sheet, row, 0) for row in range(4)] == [3, 7, 0, 9]
+    largest = draw(images, tmp_path / "sheet.png", labels, true_ids=truth)
+    assert [shown(largest, row, 0) for row in range(4)] == [3, 0, 7, 9]
+
+
+def test_equally_many_wrong_images_weigh_more_in_a_small_cluster():
+    labels = np.array([3, 3, 3, 3, 1, 1, 1, 0, 0, 2, 2])
+    rows = choose_rows(
+        labels, np.array([1, 1, 1, 2, 7, 7, 8, 5, 5, 4, 4]), max_clusters=4, per_cluster=2, order="mixed"
+    )
+    assert [(row.label, row.majority, row.wrong) for row in rows] == [(1, 7, 1), (3, 1, 1), (0, 5, 0), (2, 4, 0)]
+    assert [row.shown.tolist() for row in rows[:2]] == [[4, 6], [0, 3]]
+    assert rows[1].members.tolist() == [0, 1, 2, 3]
+
+
+def test_mixed_needs_identities(images, tmp_path):
+    with pytest.raises(ValueError, match="true identities of these images are not known"):
+        contact_sheet(images, [0] * 10, out_path=tmp_path / "sheet.png", order="mixed")
+    with pytest.raises(ValueError, match="order is 'smallest'; choose one of largest, mixed"):
+        contact_sheet(images, [0] * 10, out_path=tmp_path / "sheet.png", order="smallest")
+    assert not (tmp_path / "sheet.png").exists()
 
 
 def test_frames_crosses_and_order_by_identity(images, tmp_path):
@@ -159,6 +188,29 @@ def test_curves_show_what_was_recorded():
     assert lines(agreement) == {}
     assert [text.get_text() for text in agreement.texts] == ["not recorded"]
     assert lines(losses) == {"agnostic": ([1, 2], [2.0, 1.0])}
+
+
+def test_losses_of_a_user_are_drawn_behind_the_four():
+    records = [
+        {"epoch": e, "loss_mine": 3.0 - e, "loss_agnostic": 1.0, **{f"loss_{i}": i for i in range(9)}} for e in (1, 2)
+    ]
+    losses = build_figure(records).axes[3]
+    drawn = lines(losses)
+    assert list(drawn) == ["agnostic", "mine", *map(str, range(9))]
+    assert drawn["mine"] == ([1, 2], [2.0, 1.0])
+    styles = [(line.get_color(), line.get_linestyle()) for line in losses.get_lines()]
+    assert len(set(styles)) == 11 and styles[0] == (LINE_COLOURS[0], "-")
+    assert "total_loss" not in lines(build_figure([{"epoch": 1, "total_loss": 1.0}]).axes[3])
+
+
+def test_panel_of_the_agreement_says_why_it_is_empty():
+    def text(records, **options):
+        return [text.get_text() for text in build_figure(records, **options).axes[2].texts]
+
+    assert text([{"epoch": 1, "clusters": 5}]) == ["identities unknown"]
+    assert text([{"epoch": 1, "clusters": 5}], true_identities=7) == ["not recorded"]
+    assert text([{"epoch": 1, "mAP": 5.0}]) == ["not recorded"]
+    assert text([{"epoch": 1, "clusters": 5, "nmi": 0.5}]) == []
 
 
 def test_curves_are_drawn(tmp_path):

@@ -1,24 +1,16 @@
 """The command line: train, then evaluate what was trained."""
 
-import importlib.util
 import json
 from argparse import Namespace
 
 import pytest
 
+from fastreid_ice.cli import demo
 from fastreid_ice.cli.train import run
 from tests import tiny  # noqa: F401  (registers the dataset and the backbone)
 from tests.conftest import ROOT, SMALL, small_options
 
 pytestmark = pytest.mark.usefixtures("tiny_dataset")
-
-
-def tool(name: str):
-    """The module tools/<name>.py."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def arguments(output_dir, eval_only=False, **more) -> Namespace:
@@ -38,13 +30,20 @@ def test_train_then_evaluate(tmp_path):
     assert "Epoch 1: " not in (tmp_path / "again" / "log.txt").read_text()  # each run has its own log
 
 
+@pytest.mark.parametrize("pictures", [True, False])
+def test_a_run_ends_with_its_report(pictures, tmp_path):
+    run(arguments(tmp_path, **{"REPORT.ENABLED": True, "REPORT.PICTURES": pictures}))
+    page = (tmp_path / "report.html").read_text()
+    assert "SyntheticReID" not in page and "TinyReID" in page and "mAP" in page
+    assert ("data:image/jpeg" in page) == pictures
+
+
 def test_evaluating_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--eval-only needs MODEL.WEIGHTS"):
         run(arguments(tmp_path, eval_only=True))
 
 
 def test_demo_writes_its_pictures(tmp_path, monkeypatch, capsys):
-    demo = tool("demo")
     opts = [str(item) for item in small_options(SMALL)]
     monkeypatch.setattr("sys.argv", ["demo.py", "--output-dir", str(tmp_path), *opts])
     demo.main()

@@ -15,7 +15,7 @@ from fastreid.engine import default_setup
 from fastreid.utils import comm
 from fastreid.utils.logger import setup_logger
 
-from fastreid_ice.config_files import load_config
+from fastreid_ice.config_files import load_config, locate
 from fastreid_ice.engine.checks import check_config, check_evaluation, check_model
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ def setup(args: Namespace) -> CfgNode:
         FileNotFoundError: a file that the config names is not there.
         NotADirectoryError: OUTPUT_DIR cannot be a folder.
     """
+    args = Namespace(**{**vars(args), "config_file": str(locate(args.config_file))})
     cfg = load_config(args.config_file, args.opts)
     notes = adapt_to_device(cfg)
     if args.eval_only:

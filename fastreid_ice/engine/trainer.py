@@ -24,9 +24,11 @@ from fastreid_ice.engine.checks import check_config
 from fastreid_ice.engine.hooks.checkpointing import CheckpointHook, RunState
 from fastreid_ice.engine.hooks.clustering import ClusteringHook
 from fastreid_ice.engine.hooks.evaluation import EvaluationHook
+from fastreid_ice.engine.hooks.manifest import ManifestHook
 from fastreid_ice.engine.hooks.recorder import EpochRecorder
 from fastreid_ice.engine.hooks.training import BufferSyncHook, StepHook
 from fastreid_ice.engine.hooks.writers import JSONWriter, MetricPrinter, TensorboardWriter, WriterHook
+from fastreid_ice.evaluation.evaluator import ICEReidEvaluator
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ class ICETrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         check_config(cfg)
         for name in cfg.DATASETS.TESTS:
-            load_test_images(name)  # a missing one is an error now, not after the first epoch
+            load_test_images(cfg, name)  # a missing one is an error now, not after the first epoch
         self.run_state = RunState(cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
         logger.info("Seed %d", self.run_state.seed)
         seed_all_rng(self.run_state.seed)
@@ -94,10 +96,12 @@ class ICETrainer(DefaultTrainer):
             built.append(EvaluationHook(cfg, self._evaluate))
         if comm.is_main_process():
             period, keep = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP
+            recorder = EpochRecorder(cfg.OUTPUT_DIR, self.run_state)
             built += [
                 CheckpointHook(self.checkpointer, period, keep, self.run_state),
                 WriterHook(self.build_writers(), WRITER_PERIOD),
-                EpochRecorder(cfg.OUTPUT_DIR, self.run_state),
+                recorder,
+                ManifestHook(cfg, self.data_loader.images, self.run_state, recorder),
             ]
         return built
 
@@ -136,6 +140,13 @@ class ICETrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> tuple[Any, int]:
         return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_dir: str | None = None
+    ) -> tuple[Any, ICEReidEvaluator]:
+        loader, num_query = cls.build_test_loader(cfg, dataset_name)
+        return loader, ICEReidEvaluator(cfg, num_query, output_dir)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer, iters_per_epoch: int) -> dict:

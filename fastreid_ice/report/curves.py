@@ -17,13 +17,16 @@ from fastreid_ice.files import replacing
 
 logger = logging.getLogger(__name__)
 
-# Panel: title, unit of the vertical axis, and (key of a record, name in the legend).
-PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
+Lines = tuple[tuple[str, str], ...]  # key of a record, name in the legend
+
+# Panel: title, unit of the vertical axis, lines. Every other ``loss_*`` of the records joins the panel of the losses.
+AGREEMENT, LOSSES = "Agreement with true identities", "Losses"
+PANELS: tuple[tuple[str, str, Lines], ...] = (
     ("Retrieval", "%", (("mAP", "mAP"), ("Rank-1", "Rank-1"))),
     ("Clusters", "count", (("clusters", "clusters"), ("outliers", "outliers"))),
-    ("Agreement with true identities", "", (("nmi", "NMI"), ("ari", "ARI"))),
+    (AGREEMENT, "", (("nmi", "NMI"), ("ari", "ARI"))),
     (
-        "Losses",
+        LOSSES,
         "",
         (
             ("loss_agnostic", "agnostic"),
@@ -33,7 +36,9 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         ),
     ),
 )
-COLOURS = ("#2563a8", "#d9772b", "#3a8f5c", "#8a4f9e")  # told apart by the colour-blind, and in print
+# Told apart by the colour-blind, and in print; the second round is dashed, and so on.
+COLOURS = ("#2563a8", "#d9772b", "#3a8f5c", "#8a4f9e", "#b03a48", "#3fa7b5", "#8c6d1f", "#555555")
+DASHES = ("-", "--", ":", "-.")
 
 
 def training_curves(
@@ -46,9 +51,10 @@ def training_curves(
     """Draw accuracy, clusters, agreement with the truth, and losses against the epoch.
 
     Args:
-        records: one mapping per epoch with ``epoch`` and any of the keys in ``PANELS``, in any order. A key that
-            is missing in some epochs leaves the line unbroken between the others; one that is missing in all leaves
-            the line out. mAP and Rank-1 in percent.
+        records: one mapping per epoch with ``epoch`` and any of the keys in ``PANELS`` and ``loss_<name>`` of other
+            losses, in any order. A key that is missing in some epochs leaves the line unbroken between the others;
+            one that is missing in all leaves the line out. mAP and Rank-1 in percent. Records of clusters without
+            nmi and ari, and no ``true_identities``, mean that the identities are unknown.
         out_path: file to write; its ending chooses the format.
         true_identities: drawn as a dashed line beside the clusters.
         title: drawn above the panels.
@@ -82,14 +88,25 @@ def build_figure(
         figure.suptitle(title, fontsize=12)
     for axes, (name, unit, lines) in zip(figure.subplots(2, 2).flat, PANELS):
         _style(axes, name, unit)
-        for (key, label), colour in zip(lines, COLOURS):
+        if name == LOSSES:
+            lines += _other_losses(records)
+        for position, (key, label) in enumerate(lines):
             epochs, values = _series(records, key)
             if epochs:
-                axes.plot(epochs, values, color=colour, label=label, linewidth=1.8, marker="o", markersize=3.5)
+                colour, dash = COLOURS[position % len(COLOURS)], DASHES[position // len(COLOURS) % len(DASHES)]
+                axes.plot(epochs, values, dash, color=colour, label=label, linewidth=1.8, marker="o", markersize=3.5)
         if name == "Clusters" and true_identities is not None:
             axes.axhline(true_identities, color="#555555", linestyle="--", linewidth=1.2, label="true identities")
-        _finish(axes)
+        unknown = name == AGREEMENT and true_identities is None and bool(_series(records, "clusters")[0])
+        _finish(axes, "identities unknown" if unknown else "not recorded")
     return figure
+
+
+def _other_losses(records: Sequence[Mapping[str, float]]) -> Lines:
+    """Losses of the records that are not ICE's own, as they first appear."""
+    own = {key for _, _, lines in PANELS for key, _ in lines}
+    keys = dict.fromkeys(key for record in records for key in record if key.startswith("loss_") and key not in own)
+    return tuple((key, key[len("loss_") :].replace("_", " ")) for key in keys)
 
 
 def _series(records: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:
@@ -110,11 +127,15 @@ def _style(axes: Axes, name: str, unit: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _finish(axes: Axes) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8, framealpha=0.6, edgecolor="none", loc="best")
+def _finish(axes: Axes, empty: str) -> None:
+    """Legend of a panel, or the text ``empty`` where it has no line."""
+    drawn = len(axes.get_legend_handles_labels()[0])
+    if drawn:
+        # Many names would cover the lines: they go beside them.
+        place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if drawn > 5 else {"loc": "best"}
+        axes.legend(fontsize=8, framealpha=0.6, edgecolor="none", handlelength=2.8, **place)
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     else:
-        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", color="#888888")
+        axes.text(0.5, 0.5, empty, transform=axes.transAxes, ha="center", va="center", color="#888888")
         axes.set_xticks([])
         axes.set_yticks([])

@@ -1,0 +1,127 @@
+"""Image files of a folder: which there are, whether they can be read, and which show the same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp")
+
+
+def find_images(folder: str | os.PathLike, extensions: Sequence[str] = IMAGE_EXTENSIONS) -> list[str]:
+    """Names of all images under a folder, at any depth, relative to it, with "/" between folders, sorted.
+
+    Hidden files and folders (".name") are left out. Links are followed; a folder that links to one of its parents
+    is entered once.
+
+    Args:
+        folder: where to look.
+        extensions: endings of the files to take, without the dot; capital and small letters are the same.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it holds no such image.
+        NotADirectoryError: it is a file.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise FileNotFoundError(f"There is no folder of images at {folder}.")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; a folder of images is needed.")
+    endings = tuple("." + extension.lower().lstrip(".") for extension in extensions)
+    names = []
+    for path, files in _walk(folder):
+        prefix = "" if path == folder else path.relative_to(folder).as_posix() + "/"
+        names += [prefix + file for file in files if file.lower().endswith(endings) and not file.startswith(".")]
+    if not names:
+        raise FileNotFoundError(f"The folder {folder} holds no image ({', '.join(extensions)}), at any depth.")
+    return sorted(names)
+
+
+def _walk(folder: Path) -> Iterable[tuple[Path, list[str]]]:
+    """Each folder below with its files; through links too, but never round in a circle."""
+    above: dict[Path, tuple[str, ...]] = {folder: (os.path.realpath(folder),)}
+    for name, folders, files in os.walk(folder, followlinks=True):
+        path = Path(name)
+        parents = above.pop(path)
+        entered = []
+        for sub in folders:
+            real = os.path.realpath(path / sub)
+            if not sub.startswith(".") and real not in parents:
+                above[path / sub] = (*parents, real)
+                entered.append(sub)
+        folders[:] = entered
+        yield path, files
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What decoding a file tells.
+
+    Attributes:
+        path: as it was given.
+        width: in pixels, 0 where the file cannot be read.
+        height: likewise.
+        digest: the same for images that show the same pixels, whatever their format; "" where it cannot be read.
+        problem: why it cannot be read, or None.
+    """
+
+    path: str
+    width: int
+    height: int
+    digest: str
+    problem: str | None
+
+
+def inspect_image(path: str | os.PathLike) -> ImageFacts:
+    """Decode a file completely, turned as its camera says (EXIF)."""
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+    except Exception as error:  # Pillow raises a dozen kinds for damaged files
+        return ImageFacts(str(path), 0, 0, "", _reason(error))
+    content = hashlib.sha256(repr(image.size).encode())
+    content.update(image.tobytes())
+    return ImageFacts(str(path), image.width, image.height, content.hexdigest(), None)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if "cannot identify image file" in str(error):
+        return "not an image that can be read"
+    return str(error) or type(error).__name__
+
+
+def inspect_images(paths: Sequence[str | os.PathLike], workers: int | None = None) -> list[ImageFacts]:
+    """:func:`inspect_image` of all files in their order, by ``workers`` threads (None: one per processor)."""
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        return list(pool.map(inspect_image, paths))
+
+
+def find_unreadable(paths: Sequence[str | os.PathLike], workers: int | None = None) -> list[tuple[str, str]]:
+    """The files that cannot be decoded completely, each with the reason."""
+    return [(facts.path, facts.problem) for facts in inspect_images(paths, workers) if facts.problem is not None]
+
+
+def find_duplicates(paths: Sequence[str | os.PathLike], workers: int | None = None) -> list[tuple[str, ...]]:
+    """Groups of files that show the same pixels, in the order of their first members.
+
+    A copy of a file is found, and so is the same picture in another lossless format. Files that cannot be read are
+    in no group.
+    """
+    return same_pixels(inspect_images(paths, workers))
+
+
+def same_pixels(images: Iterable[ImageFacts]) -> list[tuple[str, ...]]:
+    """Groups of at least two images with the same digest."""
+    groups: dict[str, list[str]] = {}
+    for image in images:
+        if image.problem is None:
+            groups.setdefault(image.digest, []).append(image.path)
+    return [tuple(group) for group in groups.values() if len(group) > 1]

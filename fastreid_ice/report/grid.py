@@ -1,0 +1,293 @@
+"""A grid of config overrides x seeds, run one after another and resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastreid_ice.files import replacing
+from fastreid_ice.report.manifest import FILE_NAME, read_json, read_manifest
+from fastreid_ice.report.tables.build import short_names
+
+logger = logging.getLogger(__name__)
+
+CONSOLE = "console.txt"
+GRID_FILE = "grid.json"
+_OWN_KEYS = {"SEED": "--seeds", "OUTPUT_DIR": "--output"}
+_LONGEST_NAME = 160
+_PAIRS = {"(": ")", "[": "]", "{": "}"}
+
+
+@dataclass(frozen=True)
+class GridRun:
+    """One run of a grid.
+
+    Attributes:
+        folder: its OUTPUT_DIR, named after its overrides and seed.
+        overrides: config keys and values, as on a command line.
+        seed: its SEED.
+    """
+
+    folder: Path
+    overrides: Mapping[str, str]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def opts(self) -> list[str]:
+        """KEY VALUE ... for the training's command line."""
+        pairs = {**self.overrides, "SEED": str(self.seed), "OUTPUT_DIR": str(self.folder)}
+        return [text for pair in pairs.items() for text in pair]
+
+
+@dataclass(frozen=True)
+class State:
+    """How a run stands.
+
+    Attributes:
+        state: "finished", "interrupted", "not started" or "failed".
+        detail: what went wrong with a failed run, in one line.
+        manifest: of the run, if it has one.
+    """
+
+    run: GridRun
+    state: str
+    detail: str = ""
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """Name, epoch, state, last mAP and hours of the run."""
+        parts = [self.run.name]
+        if self.manifest:
+            parts.append(f"epoch {self.manifest['epochs_done']}/{self.manifest['epochs']}")
+        parts.append(self.state)
+        scores = (self.manifest.get("scores") or {}).get("last") or {}
+        parts += [f"mAP {row['mAP']:.1f}" for row in scores.values() if isinstance(row, dict) and "mAP" in row]
+        if self.manifest:
+            parts.append(f"{self.manifest['hours']:.2f} h")
+        return "  ".join(parts) + (f": {self.detail}" if self.detail else "")
+
+
+# Trains a run, going on with it if the flag says so; returns "" or what went wrong in one line.
+Runner = Callable[[GridRun, bool], str]
+
+
+def split_values(text: str) -> list[str]:
+    """The values of an axis: separated by commas or semicolons outside of brackets and quotes.
+
+    Example:
+        >>> split_values("0.5,0.55")
+        ['0.5', '0.55']
+        >>> split_values("('A',);('A','B')")
+        ["('A',)", "('A','B')"]
+    """
+    values, closing, start = [], "", 0
+    for position, character in enumerate(text):
+        if closing and character == closing[-1]:
+            closing = closing[:-1]
+        elif closing and closing[-1] in "'\"":
+            continue
+        elif character in "'\"":
+            closing += character
+        elif character in _PAIRS:
+            closing += _PAIRS[character]
+        elif character in ",;" and not closing:
+            values.append(text[start:position].strip())
+            start = position + 1
+    if closing:
+        raise ValueError(f"{text}: a {closing[-1]} is missing")
+    return [*values, text[start:].strip()]
+
+
+def parse_axes(arguments: Iterable[str]) -> dict[str, list[str]]:
+    """Axes of a grid from KEY=VALUE,VALUE... arguments.
+
+    Raises:
+        ValueError: no such form, a key twice, a key that the grid sets itself, or a value twice.
+    """
+    axes: dict[str, list[str]] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"--grid {argument}: needs KEY=VALUE,VALUE,...")
+        if key.strip() in axes:
+            raise ValueError(f"--grid has {key.strip()} twice; give all its values in one")
+        axes[key.strip()] = split_values(text)
+    _check_axes(axes)
+    return axes
+
+
+def read_grid(path: str | os.PathLike) -> tuple[dict[str, list[str]], list[int]]:
+    """Axes and seeds of a yaml file with ``grid`` (KEY: list of values) and, if wanted, ``seeds``.
+
+    Raises:
+        FileNotFoundError, ValueError: one line that names the file and what is wrong.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such file") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid yaml ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict) or set(content) - {"grid", "seeds"}:
+        raise ValueError(f"{path}: needs 'grid' (KEY: [VALUE, ...]) and may have 'seeds', nothing else")
+    grid, seeds = content.get("grid") or {}, content.get("seeds") or []
+    if not isinstance(grid, dict) or not all(isinstance(values, list) for values in grid.values()):
+        raise ValueError(f"{path}: 'grid' needs a list of values for each key")
+    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
+        raise ValueError(f"{path}: 'seeds' is {seeds!r}, but must be a list of whole numbers")
+    axes = {str(key): [str(tuple(value) if isinstance(value, list) else value) for value in grid[key]] for key in grid}
+    _check_axes(axes)
+    return axes, seeds
+
+
+def _check_axes(axes: Mapping[str, Sequence[str]]) -> None:
+    for key, values in axes.items():
+        if key in _OWN_KEYS:
+            raise ValueError(f"{key} cannot be an axis of the grid: {_OWN_KEYS[key]} sets it")
+        if not values or "" in values:
+            raise ValueError(f"{key} has an empty value in the grid")
+        repeated = [value for value in values if values.count(value) > 1]
+        if repeated:
+            raise ValueError(f"{key} has the value {repeated[0]} twice in the grid")
+
+
+def expand(axes: Mapping[str, Sequence[str]], seeds: Sequence[int], output: str | os.PathLike) -> list[GridRun]:
+    """Every combination of the axes' values with every seed; the seeds of one setting follow each other.
+
+    Raises:
+        ValueError: no seed, a seed twice, or two runs whose folders would have one name.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds are {list(seeds)}: give at least one, each once")
+    short = short_names(axes)
+    runs = []
+    for values in itertools.product(*axes.values()):
+        overrides = dict(zip(axes, values))
+        for seed in seeds:
+            texts = [f"{short[key]}-{value}" for key, value in overrides.items()]
+            runs.append(GridRun(Path(output) / _folder_name([*texts, f"SEED-{seed}"]), overrides, seed))
+    names = [run.name for run in runs]
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise ValueError(f"Two runs of the grid would share the folder {repeated[0]}: write their values otherwise")
+    return runs
+
+
+def _folder_name(texts: Sequence[str]) -> str:
+    cleaned = [re.sub(r"[^A-Za-z0-9.+-]+", "+", re.sub(r"[()\[\]{}'\" ]|,(?=\))", "", text)) for text in texts]
+    name = "_".join(text.strip("+") for text in cleaned)
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}_{cleaned[-1]}"
+
+
+def state_of(run: GridRun) -> State:
+    """How a run stands, by its manifest. A run that was killed counts as interrupted."""
+    if not (run.folder / FILE_NAME).is_file():
+        return State(run, "not started")
+    try:
+        manifest = read_manifest(run.folder)
+    except ValueError as error:
+        return State(run, "failed", f"{error}; remove the folder to start anew")
+    return State(run, "finished" if manifest["status"] == "finished" else "interrupted", "", manifest)
+
+
+def run_grid(runs: Sequence[GridRun], runner: Runner, report: Callable[[str], None] = logger.info) -> list[State]:
+    """Train every run that is not finished, one after another; a failed one does not stop the others.
+
+    Args:
+        runs: see :func:`expand`.
+        runner: trains one run; see :func:`subprocess_runner`.
+        report: takes one line per run and state.
+
+    Returns:
+        The state of each run at the end, in the order of ``runs``.
+    """
+    states = []
+    for run in runs:
+        state = state_of(run)
+        if state.state in ("not started", "interrupted"):
+            resume = run.folder.is_dir()
+            report(f"{run.name}  {'goes on' if resume else 'starts'}")
+            state = _after(run, runner(run, resume))
+        report(state.line())
+        states.append(state)
+    return states
+
+
+def _after(run: GridRun, problem: str) -> State:
+    state = state_of(run)
+    if problem:
+        return State(run, "failed", problem, state.manifest)
+    if state.state == "finished" or state.state == "failed":
+        return state
+    found = "left no run.json" if state.state == "not started" else "ended before its last epoch"
+    return State(run, "failed", f"the training {found}", state.manifest)
+
+
+def subprocess_runner(command: Sequence[str], opts: Sequence[str] = ()) -> Runner:
+    """A runner that starts ``command [--resume] opts... KEY VALUE...`` and appends its output to ``console.txt``.
+
+    Args:
+        command: of the training, its config file included.
+        opts: KEY VALUE ... for all runs.
+    """
+
+    def train(run: GridRun, resume: bool) -> str:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        console = run.folder / CONSOLE
+        with console.open("ab") as stream:
+            whole = [*command, *["--resume"] * resume, *opts, *run.opts]
+            code = subprocess.run(whole, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
+        if code == 0:
+            return ""
+        lines = console.read_text(encoding="utf-8", errors="replace").split("\n")
+        said = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+        return f"exit code {code}, {said} ({console})"
+
+    return train
+
+
+def claim(output: str | os.PathLike, settings: Mapping[str, Any]) -> None:
+    """Note in ``grid.json`` what all runs of a folder share, so that no later grid takes them for its own.
+
+    Args:
+        output: folder of the grid.
+        settings: config file and options of all runs; axes and seeds may grow and are none of them.
+
+    Raises:
+        ValueError: the folder belongs to a grid with other settings.
+    """
+    path = Path(output) / GRID_FILE
+    plain = json.loads(json.dumps(settings))
+    if path.is_file():
+        earlier = read_json(path)
+        if earlier != plain:
+            raise ValueError(
+                f"{path}: this folder's runs have {_show(earlier)}, not {_show(plain)}; use another --output"
+            )
+        return
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+
+
+def _show(settings: Any) -> str:
+    if not isinstance(settings, dict):
+        return repr(settings)
+    return ", ".join(f"{key} {' '.join(v) if isinstance(v, list) else v}" for key, v in settings.items())

@@ -1,0 +1,322 @@
+"""The manifest of a run, ``run.json``: what was run, on what, how far it came and what it scored.
+
+Tables, model cards and reports are made from it and from ``results.json``. It names no host, no user and no absolute
+path, so that it can be published as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastreid_ice.files import replacing
+from fastreid_ice.report.environment import commit, machine, versions
+
+FORMAT = 1
+FILE_NAME = "run.json"
+STATUSES = ("running", "finished", "interrupted")
+SCORES = ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP")
+
+_BACKBONES = {
+    "resnet": "ResNet",
+    "resnext": "ResNeXt",
+    "resnest": "ResNeSt",
+    "regnet": "RegNet",
+    "repvgg": "RepVGG",
+    "effnet": "EfficientNet",
+    "osnet": "OSNet",
+    "mobilenetv2": "MobileNetV2",
+    "mobilenetv3": "MobileNetV3",
+    "shufflenetv2": "ShuffleNetV2",
+    "vit": "ViT",
+}
+_REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "status": str,
+    "datasets": dict,
+    "backbone": str,
+    "config": dict,
+    "differences": dict,
+    "seed": int,
+    "images": int,
+    "epochs": int,
+    "epochs_done": int,
+    "steps_done": int,
+    "hours": (int, float),
+    "device": str,
+}
+_PATH_KEY = re.compile(r"(^|[._])(PATH|DIR|ROOT|WEIGHTS|FILE|CSV|MODEL_CONFIG)$")
+_ABSOLUTE = re.compile(r"^([/~\\]|[A-Za-z]:[/\\])")
+
+
+def build_manifest(
+    cfg: Mapping[str, Any],
+    base: Mapping[str, Any],
+    *,
+    seed: int,
+    images: int,
+    cameras: int,
+    identities: int | None = None,
+    processes: int = 1,
+    gpus: Sequence[str] = (),
+    threads: int | None = None,
+    name: str | None = None,
+    earlier: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The manifest at the start of a run, with the status "running".
+
+    Args:
+        cfg: the run's whole config (fastreid's config node is such a mapping).
+        base: the config that it is compared with, usually that of configs/ICE/Base-ICE.yml.
+        seed: that the run uses, also where ``SEED`` asks for a random one.
+        images: number of training images.
+        cameras: number of cameras that the training knows (1 if it ignores them).
+        identities: number of true identities among the training images; None if unknown.
+        processes: that train together.
+        gpus: names of the accelerators in use.
+        threads: that compute (``torch.get_num_threads()``); as many as the process may use unless given.
+        name: of the method, for tables; :func:`method_name` unless given.
+        earlier: manifest of the run that this one goes on with: its hours and epochs count.
+
+    Returns:
+        Plain values only (dict, list, str, int, float, bool, None), as json holds them.
+    """
+    config = plain_config(cfg)
+    flat_base, flat = flatten(plain_config(base)), flatten(config)
+    solver, datasets = config.get("SOLVER", {}), config.get("DATASETS", {})
+    manifest = {
+        "format": FORMAT,
+        "name": name or method_name(config),
+        "status": "running",
+        "datasets": {"train": list(datasets.get("NAMES", [])), "tests": list(datasets.get("TESTS", []))},
+        "backbone": backbone_name(config),
+        "seed": int(seed),
+        "images": int(images),
+        "identities": None if identities is None else int(identities),
+        "cameras": int(cameras),
+        "epochs": int(solver.get("MAX_EPOCH", 0)),
+        "steps_per_epoch": int(solver.get("ITERS_PER_EPOCH", 0)),
+        "epochs_done": 0,
+        "steps_done": 0,
+        "hours": 0.0,
+        "clusters": None,
+        "outliers": None,
+        "scores": {"best": None, "last": None},
+        "device": str(config.get("MODEL", {}).get("DEVICE", "cpu")),
+        "processes": int(processes),
+        "machine": machine(gpus, threads),
+        "versions": versions(),
+        "commit": commit(),
+        "differences": {key: value for key, value in flat.items() if key not in flat_base or flat_base[key] != value},
+        "config": config,
+    }
+    for key in ("epochs_done", "steps_done", "hours", "clusters", "outliers", "scores"):
+        if earlier is not None and key in earlier:
+            manifest[key] = earlier[key]
+    return manifest
+
+
+def update_manifest(
+    manifest: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    *,
+    epochs_done: int,
+    seconds: float,
+    status: str = "running",
+) -> dict[str, Any]:
+    """A copy of a manifest after an epoch, or at the end.
+
+    Args:
+        manifest: the one before.
+        records: the rows of ``results.json`` so far.
+        epochs_done: epochs trained so far, those before a resume included.
+        seconds: that passed since the manifest was built or last updated; they add up, also over resumes.
+        status: "running", "finished" or "interrupted". A killed run stays "running" in its file.
+
+    Raises:
+        ValueError: another status.
+    """
+    if status not in STATUSES:
+        raise ValueError(f"status is {status!r}; choose one of {', '.join(STATUSES)}")
+    tests = manifest["datasets"]["tests"]
+    best, last = best_record(records, tests), last_record(records, tests)
+    clustered = [record for record in records if record.get("clusters") is not None]
+    updated = {
+        **manifest,
+        "status": status,
+        "epochs_done": int(epochs_done),
+        "steps_done": int(epochs_done) * manifest["steps_per_epoch"],
+        "hours": manifest["hours"] + seconds / 3600,
+        "scores": {"best": _scores(best, tests), "last": _scores(last, tests)},
+    }
+    for key in ("clusters", "outliers"):
+        if clustered and clustered[-1].get(key) is not None:
+            updated[key] = int(clustered[-1][key])
+    return updated
+
+
+def write_manifest(path: str | os.PathLike, manifest: Mapping[str, Any]) -> None:
+    """Write a manifest; a reader never meets half of it."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
+    """Read and check a manifest.
+
+    Args:
+        path: of a ``run.json`` or of the folder that holds it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no manifest, or of another format; the message names the file and what is missing.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / FILE_NAME
+    manifest = read_json(path)
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{path}: holds a {type(manifest).__name__}, but the manifest of a run is an object")
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"{path}: format is {manifest.get('format')!r}, but this version reads format {FORMAT}")
+    for key, kind in _REQUIRED.items():
+        if key not in manifest:
+            raise ValueError(f"{path}: has no {key!r}")
+        if not isinstance(manifest[key], kind) or isinstance(manifest[key], bool):
+            raise ValueError(f"{path}: {key!r} is {manifest[key]!r}, which a run cannot have")
+    if manifest["status"] not in STATUSES:
+        raise ValueError(f"{path}: 'status' is {manifest['status']!r}, but must be one of {', '.join(STATUSES)}")
+    for key in ("train", "tests"):
+        names = manifest["datasets"].get(key)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{path}: 'datasets' has no list of names {key!r}")
+    return manifest
+
+
+def read_json(path: Path) -> Any:
+    """Parse a json file.
+
+    Raises:
+        FileNotFoundError, ValueError: with one line that names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such file") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid json ({error.msg}, line {error.lineno})") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text file") from None
+
+
+def best_record(records: Sequence[Mapping[str, Any]], tests: Sequence[str]) -> Mapping[str, Any] | None:
+    """The evaluated row that is marked ``best``, else the one whose mean of mAP and Rank-1 over the tests is highest.
+
+    Weights before the training (epoch 0) are best only where nothing else was evaluated. None without any score.
+    """
+    evaluated = [record for record in records if is_evaluated(record, tests)]
+    trained = [record for record in evaluated if record["epoch"] > 0] or evaluated
+    marked = [record for record in trained if record.get("best")]
+    if marked:
+        return marked[-1]
+
+    def metric(record: Mapping[str, Any]) -> float:
+        names = [score_key(tests, test, score) for test in tests for score in ("mAP", "Rank-1")]
+        return sum(record[name] for name in names if record.get(name) is not None)
+
+    return max(trained, key=metric, default=None)
+
+
+def last_record(records: Sequence[Mapping[str, Any]], tests: Sequence[str]) -> Mapping[str, Any] | None:
+    """The evaluated row of the highest epoch; None without any."""
+    evaluated = [record for record in records if is_evaluated(record, tests)]
+    return max(evaluated, key=lambda record: record["epoch"], default=None)
+
+
+def is_evaluated(record: Mapping[str, Any], tests: Sequence[str]) -> bool:
+    return bool(tests) and all(record.get(score_key(tests, test, "mAP")) is not None for test in tests)
+
+
+def score_key(tests: Sequence[str], test: str, score: str) -> str:
+    """Name of a score in a row of results.json: fastreid puts the dataset before it where there are several."""
+    return score if len(tests) == 1 else f"{test}/{score}"
+
+
+def _scores(record: Mapping[str, Any] | None, tests: Sequence[str]) -> dict[str, Any] | None:
+    """Epoch and finite scores per test set, in percent."""
+    if record is None:
+        return None
+    found: dict[str, Any] = {"epoch": int(record["epoch"])}
+    for test in tests:
+        values = {score: record.get(score_key(tests, test, score)) for score in SCORES}
+        found[test] = {
+            score: float(value) for score, value in values.items() if value is not None and math.isfinite(value)
+        }
+    return found
+
+
+def method_name(config: Mapping[str, Any]) -> str:
+    """Short name of a method for tables: "ICE", "ICE (agnostic)" without cameras, "true labels" with identities."""
+    name = config.get("MODEL", {}).get("META_ARCHITECTURE", "ICE")
+    if config.get("CLUSTERING", {}).get("METHOD") == "ground_truth":
+        return "true labels"
+    return name if config.get("DATASETS", {}).get("USE_CAMERAS", True) else f"{name} (agnostic)"
+
+
+def backbone_name(config: Mapping[str, Any]) -> str:
+    """Name of a backbone for tables.
+
+    Example:
+        >>> backbone_name({"MODEL": {"BACKBONE": {"NAME": "build_osnet_backbone", "DEPTH": "x0_25"}}})
+        'OSNet x0.25'
+        >>> backbone_name({"MODEL": {"BACKBONE": {"NAME": "build_resnet_backbone", "DEPTH": "50x", "WITH_IBN": True}}})
+        'ResNet-50-IBN'
+    """
+    backbone = config.get("MODEL", {}).get("BACKBONE", {})
+    builder = re.sub(r"^build_|_backbone$", "", str(backbone.get("NAME", "unknown")))
+    name, depth = _BACKBONES.get(builder, builder), str(backbone.get("DEPTH", ""))
+    if re.match(r"^x\d", depth):  # a factor of the width, as OSNet's
+        name += f" {depth.replace('_', '.')}"
+    elif builder in _BACKBONES and depth:
+        name += f"-{re.sub(r'(?<=[0-9])x$', '', depth)}"
+    parts = (("WITH_IBN", "-IBN"), ("WITH_SE", "-SE"), ("WITH_NL", "-NL"))
+    return name + "".join(suffix for key, suffix in parts if backbone.get(key))
+
+
+def plain_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as nested plain values; of every path only the last component stays."""
+    return {str(key): _plain(value, str(key)) for key, value in cfg.items()}
+
+
+def _plain(value: Any, key: str) -> Any:
+    if isinstance(value, Mapping):
+        return plain_config(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, key) for item in value]
+    if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    text = str(value)
+    if _PATH_KEY.search(key) or _ABSOLUTE.match(text):
+        return re.split(r"[/\\]", text.split("?")[0].rstrip("/\\"))[-1]
+    return text
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots.
+
+    Example:
+        >>> flatten({"SEED": 1, "SOLVER": {"AMP": {"ENABLED": False}}})
+        {'SEED': 1, 'SOLVER.AMP.ENABLED': False}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,271 @@
+"""From runs to rows: which runs are seeds of one setting, and what tells settings apart."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+from fastreid_ice.report.manifest import best_record, flatten, last_record, score_key
+from fastreid_ice.report.tables.model import (
+    EPOCHS,
+    METRICS,
+    SETTINGS,
+    WITH_IDENTITIES,
+    Cell,
+    Published,
+    Row,
+    Run,
+    Table,
+    aggregate,
+    dataset_name,
+    sorted_datasets,
+)
+
+logger = logging.getLogger(__name__)
+
+# Keys on which the numbers do not depend, beside the seed.
+IGNORED = {
+    "SEED",
+    "OUTPUT_DIR",
+    "CUDNN_BENCHMARK",
+    "MODEL.DEVICE",
+    "DATALOADER.NUM_WORKERS",
+    "CLUSTERING.BACKEND",
+    "CLUSTERING.MEMORY_BUDGET_MB",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.CHECKPOINT_KEEP",
+    "TEST.IMS_PER_BATCH",
+    "TEST.EVAL_START",
+}
+# They are the columns of the table, or said as "trained on".
+_DATA_KEYS = {"DATASETS.NAMES", "DATASETS.TESTS"}
+_TRAINING_SETS = {"MSMT17TrainVal": "MSMT17"}  # training sets that are named otherwise than their test set
+LOSSES = "MODEL.LOSSES.NAME"
+Labels = tuple[Union[str, bool], ...]  # one per column
+
+
+@dataclass
+class Group:
+    """The runs of one setting on one test set: they differ in their seed only."""
+
+    name: str
+    backbone: str
+    test: str
+    source: str  # what it was trained on, where that is not the test set's training set
+    state: str  # of unfinished runs
+    setting: str
+    config: Mapping[str, Any]
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def family(self) -> tuple[str, ...]:
+        """What is said of a row before its config is looked at."""
+        return self.name, self.backbone, self.source, self.state
+
+
+def group_runs(runs: Iterable[Run]) -> list[Group]:
+    """Put the seeds of one setting together, per test set, in the order in which the settings appear."""
+    groups: dict[tuple[str, ...], Group] = {}
+    for run in runs:
+        flat = flatten(run.manifest["config"])
+        config = {key: value for key, value in flat.items() if key not in IGNORED | _DATA_KEYS}
+        for test in run.tests:
+            group = Group(
+                name=run.name,
+                backbone=run.manifest["backbone"],
+                test=test,
+                source=_source(run.manifest["datasets"]["train"], test),
+                state=_state(run),
+                setting=_setting(flat),
+                config=config,
+            )
+            key = (*group.family, test, json.dumps(config, sort_keys=True))
+            groups.setdefault(key, group).runs.append(run)
+    for group in groups.values():
+        repeated = [seed for seed, n in Counter(run.manifest["seed"] for run in group.runs).items() if n > 1]
+        if repeated:
+            logger.warning("%s on %s has seed %s more than once: each counts", group.name, group.test, repeated[0])
+    return list(groups.values())
+
+
+def _source(train: Sequence[str], test: str) -> str:
+    names = [_TRAINING_SETS.get(name, name) for name in train]
+    return "" if names == [test] else " + ".join(dataset_name(name) for name in train)
+
+
+def _state(run: Run) -> str:
+    if run.finished:
+        return ""
+    return f"unfinished, epoch {run.manifest['epochs_done']} of {run.manifest['epochs']}"
+
+
+def _setting(config: Mapping[str, Any]) -> str:
+    without, with_cameras, _ = SETTINGS
+    if config.get("CLUSTERING.METHOD") == "ground_truth":
+        return WITH_IDENTITIES
+    return with_cameras if config.get("DATASETS.USE_CAMERAS", True) else without
+
+
+def differing_keys(groups: Iterable[Group]) -> list[str]:
+    """Config keys whose values differ between groups of the same test set, in the order of the config.
+
+    Groups of different test sets are not compared: a dataset's own settings do not make another method.
+    """
+    keys: dict[str, None] = {}
+    by_test: dict[str, list[Mapping[str, Any]]] = {}
+    for group in groups:
+        by_test.setdefault(group.test, []).append(group.config)
+    for configs in by_test.values():
+        known = dict.fromkeys(key for config in configs for key in config)
+        for key in known:
+            if any(config.get(key) != configs[0].get(key) for config in configs):
+                keys[key] = None
+    return list(keys)
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """The shortest endings of dotted keys that tell them apart.
+
+    Example:
+        >>> short_names(["CLUSTERING.EPS", "LOSSES.AGNOSTIC.SCALE", "LOSSES.SOFT.SCALE"])
+        {'CLUSTERING.EPS': 'EPS', 'LOSSES.AGNOSTIC.SCALE': 'AGNOSTIC.SCALE', 'LOSSES.SOFT.SCALE': 'SOFT.SCALE'}
+    """
+    parts = {key: key.split(".") for key in keys}
+    names = {}
+    for key, own in parts.items():
+        lengths = range(2 if own[-1] in ("NAME", "ENABLED", "PATH") and len(own) > 1 else 1, len(own) + 1)
+        others = [other for name, other in parts.items() if name != key]
+        length = next((n for n in lengths if all(other[-n:] != own[-n:] for other in others)), len(own))
+        names[key] = ".".join(own[-length:])
+    return names
+
+
+def format_value(value: Any) -> str | bool:
+    """A config's value for a reader; on and off stay a bool, and a key that a config lacks is "unset"."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, list):
+        texts = [str(item).removesuffix("Loss") for item in value]
+        return ("+" if any(isinstance(item, str) for item in value) else "/").join(texts) or "none"
+    return "unset" if value is None else str(value) or "none"
+
+
+def build_table(
+    runs: Sequence[Run],
+    *,
+    published: Sequence[Published] = (),
+    ablation: bool = False,
+    epochs: Sequence[str] = EPOCHS,
+) -> Table:
+    """Arrange runs as methods (or as the settings of an ablation) x test sets.
+
+    Args:
+        runs: see :func:`fastreid_ice.report.tables.read_runs`; none makes a table of published numbers alone.
+        published: rows of others; with runs, only those on the runs' test sets are kept.
+        ablation: what differs between the runs becomes the columns.
+        epochs: which of ``EPOCHS`` get a row.
+
+    Raises:
+        ValueError: nothing to show, or an ablation of runs that do not differ.
+    """
+    if ablation and published:
+        raise ValueError("An ablation compares runs of our own: leave --published away")
+    groups = group_runs(runs)
+    tests = {group.test for group in groups} or {test for entry in published for test in entry.results}
+    kept = tuple(entry for entry in published if tests & set(entry.results))
+    if published and not kept:
+        known = ", ".join(sorted_datasets(test for entry in published for test in entry.results))
+        raise ValueError(f"Nothing is published on {', '.join(sorted(tests))}; there are numbers on {known}")
+    if not groups and not kept:
+        raise ValueError("There is nothing to show: give the folders of runs, or --published")
+    columns, labelled = _ablation(groups) if ablation else _methods(groups)
+    return Table(columns, sorted_datasets(tests), _rows(columns, labelled, epochs), kept, grouped=not ablation)
+
+
+def _methods(groups: Sequence[Group]) -> tuple[tuple[str, ...], list[tuple[Labels, Group]]]:
+    """Columns and each group's labels: its method, with what sets it apart from its namesakes, and its backbone."""
+    keys = {group.family: differing_keys(g for g in groups if g.family == group.family) for group in groups}
+    return ("Method", "Backbone"), [((_title(group, keys[group.family]), group.backbone), group) for group in groups]
+
+
+def _title(group: Group, keys: Sequence[str]) -> str:
+    parts = [group.name]
+    for key, name in short_names(keys).items():
+        value = format_value(group.config.get(key))
+        word = "losses" if key == LOSSES else name
+        parts.append(f"{word} {('off', 'on')[value] if isinstance(value, bool) else value}")
+    parts += [f"trained on {group.source}"] * bool(group.source) + [group.state] * bool(group.state)
+    return ", ".join(parts)
+
+
+def _ablation(groups: Sequence[Group]) -> tuple[tuple[str, ...], list[tuple[Labels, Group]]]:
+    """Columns and each group's labels: a column per loss where they differ, and one per other differing key."""
+    keys = differing_keys(groups)
+    if not keys:
+        raise ValueError(f"An ablation needs runs that differ: these {len(groups)} have one config but for their seeds")
+    losses: dict[str, None] = {}
+    if LOSSES in keys:
+        keys.remove(LOSSES)
+        losses = dict.fromkeys(loss for group in groups for loss in group.config.get(LOSSES) or [])
+
+    def labels(group: Group) -> Labels:
+        on = [loss in (group.config.get(LOSSES) or []) for loss in losses]
+        return (*on, *(format_value(group.config.get(key)) for key in keys))
+
+    said = {title: [getattr(group, title) for group in groups] for title in _EXTRA}
+    distinct = {(labels(group), group.test) for group in groups}
+    if len({(*key, group.name) for group in groups for key in [(labels(group), group.test)]}) == len(distinct):
+        del said["name"]  # the config tells the methods apart
+    extra = [title for title, texts in said.items() if any(texts)]
+    columns = [*(_EXTRA[title] for title in extra), *(loss.removesuffix("Loss") for loss in losses)]
+    labelled = [((*(getattr(group, title) for title in extra), *labels(group)), group) for group in groups]
+    return (*columns, *short_names(keys).values()), labelled
+
+
+_EXTRA = {"name": "Method", "source": "Trained on", "state": "State"}
+
+
+def _rows(columns: Sequence[str], labelled: Sequence[tuple[Labels, Group]], epochs: Sequence[str]) -> tuple[Row, ...]:
+    """One row per labels and epoch, with the cells of all test sets, by setting and then as they came."""
+    merged: dict[tuple[int, Labels], list[dict[str, Group]]] = {}
+    for labels, group in labelled:
+        rows = merged.setdefault((SETTINGS.index(group.setting), labels), [{}])
+        if group.test in rows[-1]:  # another config that reads alike
+            rows.append({})
+        rows[-1][group.test] = group
+    built = []
+    for (_, labels), alike in sorted(merged.items(), key=lambda item: item[0][0]):
+        for groups in alike:
+            first = next(iter(groups.values()))
+            for epoch in epochs:
+                cells = {test: _cell(group, epoch) for test, group in groups.items()}
+                built.append(
+                    Row(labels, first.setting, epoch, cells, not first.state, _plain_name(columns, labels, first))
+                )
+    return tuple(built)
+
+
+def _plain_name(columns: Sequence[str], labels: Labels, group: Group) -> str:
+    """A row's labels in one line, the method first."""
+    texts = []
+    for column, label in zip(columns, labels):
+        if isinstance(label, bool):
+            texts += [column] * label
+        elif label:
+            texts.append(label if column in ("Method", "Backbone", *_EXTRA.values()) else f"{column} {label}")
+    return ", ".join(texts if "Method" in columns else [group.name, *texts])
+
+
+def _cell(group: Group, epoch: str) -> Cell:
+    find = best_record if epoch == "best" else last_record
+    found = [(run, record) for run in group.runs if (record := find(run.records, run.tests)) is not None]
+    scores = {}
+    for metric in METRICS:
+        values = [record.get(score_key(run.tests, group.test, metric)) for run, record in found]
+        if None not in values:
+            scores[metric] = aggregate(float(value) for value in values if value is not None)
+    return Cell(scores, tuple(record["epoch"] for _, record in found), tuple(run for run, _ in found))
