@@ -20,13 +20,14 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def stock_encoder(model: ICE) -> Encoder:
+def stock_encoder(model: nn.Module) -> Encoder:
     """A copy of the encoder that evaluates (MODEL.ICE.EVAL_ENCODER), on the CPU, in evaluation mode.
 
     Its batch normalisations have the classes that fastreid built them with, and it has no memory bank: nothing in it
     is of this package but the head's pooling and neck in a row. Names in its state dict are ``backbone.*``,
     ``heads.*``.
     """
+    assert isinstance(model, ICE)  # load_trained_model builds nothing else
     momentum = model.eval_encoder == "momentum"
     source = model.momentum_encoder if momentum else Encoder(model.backbone, model.heads)
     encoder = copy.deepcopy(source).cpu().eval().requires_grad_(False)
@@ -48,6 +49,9 @@ class Embedder(nn.Module):
 
     Output: (N, D) embeddings, L2-normalised or as the neck gives them.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -76,16 +80,16 @@ class Embedder(nn.Module):
         self.size = (int(size[0]), int(size[1]))
         self.resizes = input_form == "square01"
         self.normalized_output = normalized_output
-        scale, shift = _to_model_values(input_form, torch.tensor(pixel_mean), torch.tensor(pixel_std))
-        self.identity = bool((scale - 1).abs().max() < 1e-6 and shift.abs().max() < 1e-6)
-        self.register_buffer("scale", scale.view(1, 3, 1, 1))
-        self.register_buffer("shift", shift.view(1, 3, 1, 1))
+        mean, std = _statistics(input_form, torch.tensor(pixel_mean), torch.tensor(pixel_std))
+        self.normalizes = bool(mean.abs().max() > 1e-6 or (std - 1).abs().max() > 1e-6)
+        self.register_buffer("mean", mean.view(1, 3, 1, 1))
+        self.register_buffer("std", std.view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         if self.resizes:
             images = F.interpolate(images, self.size, mode="bilinear", align_corners=False)
-        if not self.identity:
-            images = images * self.scale + self.shift
+        if self.normalizes:
+            images = (images - self.mean) / self.std
         embeddings = self.encoder(images)
         return F.normalize(embeddings, dim=1) if self.normalized_output else embeddings
 
@@ -96,13 +100,14 @@ def check_input_form(name: str) -> None:
         raise ValueError(f"--input is {name!r}{closest(name, INPUT_FORMS)}; choose one of {', '.join(INPUT_FORMS)}")
 
 
-def _to_model_values(input_form: str, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift, (3,) each, from an input's values to those that the backbone was trained with."""
-    if input_form == "normalized":
-        imagenet_mean, imagenet_std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-        return 255 * imagenet_std / std, (255 * imagenet_mean - mean) / std
-    unit = 255 if input_form == "square01" else 1
-    return unit / std, -mean / std
+def _statistics(input_form: str, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """(3,) each: (input - mean) / std is what the backbone was trained with. 0 and 1 for ImageNet's own statistics."""
+    if input_form == "raw255":
+        return mean, std
+    if input_form == "square01":
+        return mean / 255, std / 255
+    imagenet_mean, imagenet_std = 255 * torch.tensor(IMAGENET_MEAN), 255 * torch.tensor(IMAGENET_STD)
+    return (mean - imagenet_mean) / imagenet_std, std / imagenet_std
 
 
 def to_input_form(images: Tensor, input_form: str) -> Tensor:

@@ -174,8 +174,9 @@ class _Graph:
             cfg.MODEL.PIXEL_STD,
             normalized,
         ).eval()
-        if hasattr(self.model.encoder.backbone, "deploy"):  # RepVGG: the branches of a training block become one
-            self.model.encoder.backbone.deploy(True)
+        deploy = getattr(self.model.encoder.backbone, "deploy", None)
+        if callable(deploy):  # RepVGG: the branches of a training block become one
+            deploy(True)
         pixels = shown.pixels
         if form == "square01":
             pixels = F.interpolate(pixels, SQUARE, mode="bilinear", align_corners=False)

@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ def write_onnx(model: nn.Module, example: Tensor, path: Path, opset: int, dynami
 
 
 def _export(model: nn.Module, example: Tensor, path: Path, opset: int, dynamic_size: bool, dynamo: bool) -> None:
-    options: dict[str, object] = {"input_names": [INPUT], "output_names": [OUTPUT], "opset_version": opset}
+    options: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "opset_version": opset}
     names = {0: "batch", 2: "height", 3: "width"} if dynamic_size else {0: "batch"}
     known = inspect.signature(torch.onnx.export).parameters
     if dynamo:

@@ -45,8 +45,8 @@ def stock_config(cfg: CfgNode, output_dir: str) -> tuple[CfgNode, list[str]]:
     backbone = look_up(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
     if not _is_stock(backbone):
         raise ValueError(
-            f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} is not a backbone of stock fastreid, which cannot read this "
-            "model therefore; use --format onnx or torchscript"
+            f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} is not a backbone of stock fastreid, which cannot read "
+            "this model therefore; use --format onnx or torchscript"
         )
     stock = get_cfg()
     stock.set_new_allowed(False)
