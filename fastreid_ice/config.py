@@ -24,6 +24,10 @@ def add_ice_config(cfg: CN) -> None:
     _add_input(cfg.INPUT)
     _add_schedule(cfg)
     _add_folder(cfg)
+    # Write <OUTPUT_DIR>/report.html at the end of a run: curves, clusters, rankings, costs, config, in one file.
+    cfg.REPORT = CN({"ENABLED": True})
+    # Whether it shows images. They are pictures of people: set False for a report to hand around.
+    cfg.REPORT.PICTURES = True
 
 
 def _add_model(model: CN) -> None:

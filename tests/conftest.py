@@ -45,6 +45,7 @@ SMALL = {
     "CLUSTERING.K1": 6,
     "CLUSTERING.EPS": 0.4,
     "CLUSTERING.MIN_SAMPLES": 2,
+    "REPORT.ENABLED": False,
 }
 
 
