@@ -20,6 +20,8 @@ def pytest_configure(config):
     folder = tempfile.TemporaryDirectory(prefix="fastreid_ice_tests_")
     config.add_cleanup(folder.cleanup)
     os.environ["FASTREID_DATASETS"] = folder.name
+    if not os.environ.get("FASTREID_ICE_TEST_CUDA"):  # the tests compute on the CPU, also where there is a GPU
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def load_numbers(*names: str) -> dict:

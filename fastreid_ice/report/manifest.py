@@ -50,7 +50,7 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "hours": (int, float),
     "device": str,
 }
-_PATH_KEY = re.compile(r"(^|[._])(PATH|DIR|ROOT|WEIGHTS|FILE|CSV|MODEL_CONFIG)$")
+_PATH_KEY = re.compile(r"(^|[._])(PATH|DIR|ROOT|WEIGHTS|FILE|CSV|QUERY|GALLERY|MODEL_CONFIG)$")
 _ABSOLUTE = re.compile(r"^([/~\\]|[A-Za-z]:[/\\])")
 
 
