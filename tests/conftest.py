@@ -61,12 +61,15 @@ def ice_config(**overrides):
     from fastreid.config import get_cfg
 
     from fastreid_ice.config import add_ice_config
+    from tests import tiny  # noqa: F401  (registers the dataset and the backbone)
 
     cfg = get_cfg()
     add_ice_config(cfg)
     cfg.merge_from_file(str(ROOT / "configs" / "ICE" / "demo.yml"))
     small = {
         "MODEL__DEVICE": "cpu",
+        "MODEL__BACKBONE__NAME": "build_two_convolutions",
+        "MODEL__BACKBONE__FEAT_DIM": 32,
         "DATASETS__NAMES": ("TinyReID",),
         "DATASETS__TESTS": ("TinyReID",),
         "DATALOADER__NUM_WORKERS": 0,
