@@ -6,18 +6,13 @@ import csv
 import json
 import logging
 import math
-import platform
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from fastreid_ice import __version__
+from fastreid_ice.report.manifest import SCORES, best_record, last_record, plain_config, score_key, versions
 
 logger = logging.getLogger(__name__)
-
-SCORES = ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP")
-_PACKAGES = ("torch", "torchvision", "fastreid", "numpy")
 
 
 def model_card(
@@ -56,10 +51,10 @@ def model_card(
         "images": manifest.get("images", _count_images(folder / "clusters.csv")),
         "clusters": _last_clusters(manifest, rows),
         "metrics": metrics(rows, cfg["DATASETS"]["TESTS"], epoch, manifest),
-        "versions": {"training": manifest.get("versions"), "export": export_versions()},
+        "versions": {"training": manifest.get("versions"), "export": versions()},
         "hours": manifest.get("hours"),
         "machine": manifest.get("machine"),
-        "ice_config": without_paths(own_config),
+        "ice_config": plain_config(own_config),
     }
 
 
@@ -77,13 +72,14 @@ def metrics(
         epoch: of the exported checkpoint, counted from 0; None if unknown.
         manifest: of ``run.json``; its scores are taken where ``results.json`` has none.
     """
-    evaluated = [row for row in rows if isinstance(row, Mapping) and _scores(row, tests)]
-    best = [row for row in evaluated if row.get("best")]
-    own = [row for row in evaluated if epoch is not None and row.get("epoch") == int(epoch) + 1]
-    known = manifest.get("scores") or {}
+    known = [row for row in rows if isinstance(row, Mapping) and isinstance(row.get("epoch"), int)]
+    own = [row for row in known if epoch is not None and row["epoch"] == int(epoch) + 1 and _scores(row, tests)]
+    written = manifest.get("scores")
+    written = written if isinstance(written, Mapping) else {}
+    best, last = best_record(known, tests), last_record(known, tests)
     return {
-        "best": _with_epoch(best[-1], tests) if best else known.get("best"),
-        "last": _with_epoch(evaluated[-1], tests) if evaluated else known.get("last"),
+        "best": _with_epoch(best, tests) if best else written.get("best"),
+        "last": _with_epoch(last, tests) if last else written.get("last"),
         "exported": _with_epoch(own[-1], tests) if own else None,
     }
 
@@ -133,38 +129,15 @@ def selection(checkpoint: str) -> str:
     return "last epoch" if checkpoint == "model_final.pth" else "given by name"
 
 
-def export_versions() -> dict[str, str | None]:
-    """Versions of what wrote the export."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "fastreid_ice": __version__}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def without_paths(value: Any) -> Any:
-    """Plain values for json; of an absolute path only its last part stays."""
-    if isinstance(value, Mapping):
-        return {str(key): without_paths(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_paths(item) for item in value]
-    if isinstance(value, str) and (value.startswith(("/", "~", "\\")) or value[1:3] in (":/", ":\\")):
-        return _file_name(value)
-    return value
-
-
 def _file_name(path: str) -> str:
     return PureWindowsPath(path.split("?")[0]).name
 
 
 def _scores(row: Mapping[str, Any], tests: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Per test set the scores that a row of results.json has; fastreid names the set where there are several."""
+    """Per test set the scores that a row of results.json has."""
     found = {}
     for test in tests:
-        prefix = "" if len(tests) == 1 else f"{test}/"
-        values = {score: row.get(prefix + score) for score in SCORES}
+        values = {score: row.get(score_key(tests, test, score)) for score in SCORES}
         numbers = {
             score: float(value)
             for score, value in values.items()

@@ -10,10 +10,11 @@ import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is importe
 from fastreid.config import CfgNode
 
 from fastreid_ice.engine.checkpoints import TrainedModel
-from fastreid_ice.export.card import export_versions, labels_used
+from fastreid_ice.export.card import labels_used
 from fastreid_ice.export.encoder import IMAGENET_MEAN, IMAGENET_STD
 from fastreid_ice.export.naming import method_name, tracker_backbone
 from fastreid_ice.export.staging import sha256
+from fastreid_ice.report.manifest import versions
 
 # Before each key within a file: ultralytics makes every key of a file an attribute of its own object, so "names",
 # "imgsz", "batch" or "model" would overwrite its own.
@@ -49,7 +50,7 @@ def describe(
         "labels": labels_used(as_trained),
         "source": trained.checkpoint.name,
         "source_sha256": sha256(trained.checkpoint),
-        "versions": export_versions(),
+        "versions": versions(),
     }
 
 

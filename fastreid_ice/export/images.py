@@ -50,10 +50,12 @@ def check_images(cfg: CfgNode, given: str | Path | Sequence[str | Path] | None =
     if given is not None:
         paths = _given_paths([given] if isinstance(given, (str, Path)) else given)
         return _read(cfg, paths, "given images")
-    for key, paths in (("training", _training_paths(cfg)), ("test", _test_paths(cfg))):
-        if paths:
-            names = cfg.DATASETS.NAMES if key == "training" else cfg.DATASETS.TESTS
-            return _read(cfg, paths, f"{key} images of {', '.join(names)}")
+    training = _training_paths(cfg)
+    if training:
+        return _read(cfg, training, f"training images of {', '.join(cfg.DATASETS.NAMES)}")
+    test = _test_paths(cfg)
+    if test:
+        return _read(cfg, test, f"test images of {', '.join(cfg.DATASETS.TESTS)}")
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(COUNT, 3, *cfg.INPUT.SIZE_TEST, generator=generator) * 255
     return CheckImages(pixels, "noise: none of the run's datasets is here; name images with --images")

@@ -19,7 +19,7 @@ def staged(output: str | os.PathLike) -> Iterator[Path]:
     beside ``output``, on the same file system.
 
     Raises:
-        NotADirectoryError: ``output`` is a file.
+        OSError: ``output`` is a file, or cannot be written.
     """
     output = Path(output)
     if output.exists() and not output.is_dir():
@@ -27,7 +27,10 @@ def staged(output: str | os.PathLike) -> Iterator[Path]:
     parent = output.absolute().parent if not output.exists() else output.absolute()
     while not parent.exists():
         parent = parent.parent
-    folder = Path(tempfile.mkdtemp(prefix=".export_", dir=parent))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".export_", dir=parent))
+    except OSError as error:
+        raise type(error)(f"--output {output} cannot be written ({parent}: {error.strerror})") from error
     try:
         yield folder
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
