@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+import types
 
 import pytest
 import torch
@@ -138,3 +139,15 @@ def test_the_picture_of_the_rooms_names_what_is_there():
     drawn = {name for layer in module.LAYERS for name, _, _ in layer}
     assert drawn == {path.name for path in package.iterdir() if (path / "__init__.py").is_file()}
     assert ("engine", "data") in module.imports_between() and ("data", "engine") not in module.imports_between()
+
+
+def test_no_public_name_hides_a_module():
+    """``from room import name`` means one thing: no function of a room's __init__ is called as one of its modules."""
+    import importlib
+
+    package = ROOT / "fastreid_ice"
+    for path in sorted(package.rglob("__init__.py")):
+        room = importlib.import_module(".".join(path.parent.relative_to(ROOT).parts))
+        modules = {entry.stem for entry in path.parent.iterdir() if entry.suffix == ".py" or entry.is_dir()}
+        hidden = [n for n in modules & set(vars(room)) if not isinstance(getattr(room, n), types.ModuleType)]
+        assert hidden == [], room.__name__
