@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 import torch
+from fastreid.data.data_utils import read_image
+from fastreid.data.transforms.transforms import ToTensor
 from fastreid.modeling import build_model
 from torch import Tensor, nn
 
@@ -29,14 +32,14 @@ def trained_run(folder: Path, **more: Any) -> Path:
 
 
 def untrained_run(folder: Path, backbone: str, depth: str, channels: int, **more: Any) -> Path:
-    """Random weights, the statistics of random images, another momentum encoder than the online one."""
+    """Random weights, the statistics of real images, another momentum encoder than the online one."""
     torch.manual_seed(0)
     options = {
         **SMALL,
         "MODEL.BACKBONE.NAME": f"build_{backbone}_backbone",
         "MODEL.BACKBONE.DEPTH": depth,
         "MODEL.BACKBONE.FEAT_DIM": channels,
-        "MODEL.ICE.BN_CHUNKS": 2,
+        "MODEL.ICE.BN_CHUNKS": 1,
         **more,
     }
     cfg = load_config(ROOT / "configs" / "ICE" / "demo.yml", small_options(options))
@@ -47,13 +50,15 @@ def untrained_run(folder: Path, backbone: str, depth: str, channels: int, **more
                 layer.momentum = None  # the statistics are those of the one batch
         for parameter in model.momentum_encoder.parameters():
             parameter.mul_(1.05)
-        model({"images": noise(16, cfg.INPUT.SIZE_TEST)})
+        model({"images": people(32, cfg.INPUT.SIZE_TEST)})
     folder.mkdir(parents=True)
     torch.save({"model": model.state_dict(), "epoch": 4}, folder / "model_0004.pth")
     (folder / "config.yaml").write_text(cfg.dump())
     return folder
 
 
-def noise(count: int, size: Any = (64, 32)) -> Tensor:
-    """(count, 3, H, W) in 0..255."""
-    return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(1)) * 255
+def people(count: int, size: Any = (64, 32)) -> Tensor:
+    """(count, 3, H, W) float RGB in 0..255: training images of TinyReID, of different people."""
+    paths = [item[0] for item in tiny.TinyReID(root=os.environ["FASTREID_DATASETS"]).train]
+    chosen = paths[:: max(1, len(paths) // count)][:count]
+    return torch.stack([ToTensor()(read_image(path).resize(size[::-1])) for path in chosen])

@@ -34,7 +34,7 @@ from fastreid_ice.export.stock_config import differences, stock_config
 from fastreid_ice.export.zoo import read_back
 from fastreid_ice.modeling.bn_chunks import ChunkedBatchNorm
 from tests.conftest import ROOT
-from tests.exported_runs import noise, trained_run, untrained_run
+from tests.exported_runs import people, trained_run, untrained_run
 
 pytestmark = pytest.mark.usefixtures("tiny_dataset")
 
@@ -54,7 +54,7 @@ def zoo(run):
 
 def test_stock_fastreid_reads_it_without_this_package(run, zoo):
     """Its config and its builder alone, weights loaded strictly, the same features."""
-    images = noise(4)
+    images = people(4)
     torch.save(images, zoo.parent / "images.pt")
     code = f"""
         import sys
