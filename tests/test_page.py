@@ -49,9 +49,10 @@ MANIFEST = {
 }
 
 
-@pytest.fixture
-def data(tmp_path) -> ReportData:
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> ReportData:
     """Twelve images, three clusters, two outliers, all that a report can show."""
+    tmp_path = tmp_path_factory.mktemp("people")
     generator = np.random.default_rng(0)
     paths = []
     for number in range(12):
@@ -76,6 +77,11 @@ def data(tmp_path) -> ReportData:
         config=MANIFEST["config"],
         manifest=MANIFEST,
     )
+
+
+@pytest.fixture(scope="module")
+def text(data) -> str:
+    return page.build_page(data)
 
 
 class Reader(HTMLParser):
@@ -121,8 +127,7 @@ def section(text: str, name: str) -> str:
     return text[text.index(f'<section id="{name}"') :].split("</section>")[0]
 
 
-def test_clusters_and_mistakes(data):
-    text = page.build_page(data)
+def test_clusters_and_mistakes(text):
     assert shots(section(text, "clusters")) == [
         # cluster 0: three of identity 5, one of 6; cluster 1: three of 6, one of 5; cluster 2: pure
         *[("", "c0"), ("", "c1"), ("", "c2"), ("wrong", "✗ c0 id 6")],
@@ -137,8 +142,8 @@ def test_clusters_and_mistakes(data):
     assert shots(section(text, "outliers")) == [("", "c1"), ("", "c1")]
 
 
-def test_ranking_lists(data):
-    text = section(page.build_page(data), "ranking-lists")
+def test_ranking_lists(text):
+    text = section(text, "ranking-lists")
     assert shots(text) == [
         *[("", "query c1"), ("right", "✓ 0.90 c2"), ("wrong", "✗ 0.50 c3"), ("wrong", "✗ 0.10 c4")],
         *[("", "query c1"), ("wrong", "✗ 0.80 c2"), ("wrong", "✗ 0.70 c3")],
@@ -146,8 +151,8 @@ def test_ranking_lists(data):
     assert "2 right images in the gallery; AP 75.0" in text and "0 right images in the gallery; AP –" in text
 
 
-def test_numbers(data):
-    sections = Reader(page.build_page(data)).sections
+def test_numbers(text):
+    sections = Reader(text).sections
     assert "30.5 / 40.2" in sections["header"] and "16.7%" in sections["header"]
     assert re.search(r"before training \(epoch 0\) +10.0 +20.0", sections["scores"])
     assert re.search(r"best \(epoch 2\) +30.5 +40.2", sections["scores"])
@@ -158,19 +163,17 @@ def test_numbers(data):
     assert "A processor" in machine and "0123456789ab with changes" in machine and "not installed" in machine
 
 
-def test_without_pictures(data, tmp_path):
-    for path in data.paths:  # nobody looks for them
-        (tmp_path / path).unlink()
-    text = page.build_page(data, pictures=False)
+def test_without_pictures(data):
+    nowhere = dataclasses.replace(data, paths=[path.replace("person", "nobody") for path in data.paths])
+    text = page.build_page(nowhere, pictures=False)
     reader = Reader(text)
     assert reader.of("img") == [] and "image/jpeg" not in text and "no pictures of people" in reader.sections["header"]
-    assert "person_" not in text
+    assert "nobody" not in text
     assert re.search(r"0 +4 +3 +2 +75.0", reader.sections["clusters"])  # cluster, images, cameras, identities, purity
     assert "✓ ✗ ✗" in reader.sections["ranking-lists"]
 
 
-def test_one_file(data):
-    text = page.build_page(data)
+def test_one_file(text):
     reader = Reader(text)
     for tag, attributes in reader.tags:
         assert tag not in ("script", "link", "iframe", "object", "embed")
@@ -183,8 +186,8 @@ def test_one_file(data):
     assert "@import" not in text and "url(" not in reader.sections["header"]
 
 
-def test_is_accessible(data):
-    reader = Reader(page.build_page(data))
+def test_is_accessible(text):
+    reader = Reader(text)
     assert all(attributes["alt"] for attributes in reader.of("img")) and len(reader.of("img")) > 20
     assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in reader.of("svg"))
     assert reader.of("html")[0]["lang"] == "en"
@@ -200,8 +203,8 @@ def test_text_is_escaped(data):
     assert "<title>ICE on &lt;Test&gt;</title>" in text and "&lt;script&gt;" in text and "<script" not in text
 
 
-def test_the_same_data_give_the_same_page(data):
-    assert page.build_page(data) == page.build_page(data)
+def test_the_same_data_give_the_same_page(data, text):
+    assert page.build_page(data) == text
 
 
 def test_a_large_run_stays_small(data):
@@ -237,6 +240,7 @@ def test_two_test_sets(data):
 
 
 def test_it_is_logged_that_people_are_shown(data, tmp_path, caplog):
+    data = dataclasses.replace(data, features=None, records=())
     with caplog.at_level(logging.INFO):
         page.write_page(data, tmp_path / "with.html")
         page.write_page(data, tmp_path / "without.html", pictures=False)
@@ -246,12 +250,14 @@ def test_it_is_logged_that_people_are_shown(data, tmp_path, caplog):
 
 
 def test_errors(data, tmp_path):
-    (tmp_path / "person_3.png").unlink()
-    with pytest.raises(FileNotFoundError, match="person_3.png: the report needs this image.*without pictures"):
-        page.write_page(data, tmp_path / "report.html")
-    (tmp_path / "person_3.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="person_3.png cannot be read as an image"):
-        page.write_page(data, tmp_path / "report.html")
+    broken = dataclasses.replace(
+        data, paths=[*data.paths[:11], str(tmp_path / "person.png")], features=None, records=()
+    )
+    with pytest.raises(FileNotFoundError, match="person.png: the report needs this image.*without pictures"):
+        page.write_page(broken, tmp_path / "report.html")
+    (tmp_path / "person.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="person.png cannot be read as an image"):
+        page.write_page(broken, tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
     with pytest.raises(ValueError, match="identities of these images are not known"):
         page.build_page(dataclasses.replace(data, identities=None), pictures=False, order="mixed")
@@ -401,8 +407,8 @@ browser = pytest.mark.skipif(BROWSER is None, reason="there is no chromium here"
 
 
 @browser
-def test_in_a_browser(data, tmp_path):
-    pages = [page.build_page(data), page.build_page(data, pictures=False), page.build_page(ReportData(title="A run"))]
+def test_in_a_browser(data, text, tmp_path):
+    pages = [text, page.build_page(data, pictures=False), page.build_page(ReportData(title="A run"))]
     seen = look(pages, tmp_path)
     assert seen.console == []
     assert [frame["width"] for frame in seen.frames] == [400, 1400] * 3
