@@ -11,6 +11,7 @@ from fastreid_ice.errors import closest
 # Command, its module in fastreid_ice.cli, and what it does.
 COMMANDS = {
     "train": ("train", "train or evaluate (tools/train_net.py)"),
+    "export": ("export", "a model for others: fastreid's zoo, ONNX, TorchScript, safetensors (tools/export_model.py)"),
     "table": ("table", "tables from the results of runs (tools/benchmark_table.py)"),
     "grid": ("grid", "train a grid of settings and seeds (tools/run_grid.py)"),
     "search": ("search", "find the images of a folder that are most similar to a query (tools/search.py)"),
