@@ -5,10 +5,9 @@
     python benchmarks/search.py --features gallery.npy           # real features, (N, D) float
 
 Queries are held out: other images of the identities in the index. The truth is faiss's exact search over the float32
-features. Recall is the share of the true 10 nearest that are found. "cpu" is processor time, which hardly depends on other
-work on the machine. Memory is the process's resident memory (Linux
-only); that of the features, which only this benchmark keeps, is given beside it. --hnsw measures faiss's graph index
-too, which is not offered.
+features. Recall is the share of the true 10 nearest that are found. "cpu" is the processor time of all threads: it
+hardly depends on other work on the machine. Memory is what the process has grown by (Linux only); the features, which
+only this benchmark keeps, are not in it. --hnsw measures faiss's graph index too, which is not offered.
 """
 
 from __future__ import annotations
@@ -72,8 +71,8 @@ def measure(search: Callable[[np.ndarray], np.ndarray], queries: np.ndarray, tru
 
 def row(name: str, built: tuple[float, float], size: float, memory: float, timing: tuple[float, ...]) -> None:
     p50, p95, cpu, recall = timing
-    print(f"| {name} | {built[0]:.1f} | {built[1]:.1f} | {size:,.0f} | {memory:,.0f} | {p50:.2f} | {p95:.2f} | {cpu:.2f} "
-          f"| {recall:.3f} |", flush=True)  # fmt: skip
+    made = f"{built[0]:.1f} | {built[1]:.1f} | {size:,.0f} | {memory:,.0f}"
+    print(f"| {name} | {made} | {p50:.2f} | {p95:.2f} | {cpu:.2f} | {recall:.3f} |", flush=True)
 
 
 class Clock:

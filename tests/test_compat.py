@@ -1,9 +1,11 @@
 """Each repair of fastreid: the thing that failed upstream works."""
 
-import importlib.metadata
-import os
-import queue
+import inspect
+import subprocess
 import sys
+
+from fastreid_ice.compat.rebinding import MARK
+from fastreid_ice.compat.source import FINGERPRINTS
 
 import numpy as np
 import pytest
@@ -12,43 +14,44 @@ import torch
 from fastreid_ice import compat
 from tests.conftest import ice_config
 
-without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="repairs for machines without CUDA")
 
-
-def test_missing_fastreid_names_the_command(monkeypatch):
-    def not_found(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", not_found)
-    with pytest.raises(ImportError, match="pip install --no-deps fastreid==1.4.0"):
-        compat.require_fastreid()
-
-
-def test_other_version_names_the_command(monkeypatch):
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.3.0")
-    with pytest.raises(ImportError, match="found 1.3.0(.|\n)*pip install --no-deps fastreid==1.4.0"):
-        compat.require_fastreid()
+def repaired() -> dict:
+    """All that stands in the place of something of fastreid's: where it can be found, and what it says it replaces."""
+    modules = [module for name, module in sorted(sys.modules.items()) if name.startswith("fastreid.")]
+    places = [(module.__name__, module) for module in modules]
+    classes = [value for module in modules for value in vars(module).values() if inspect.isclass(value)]
+    places += [(f"{place.__module__}.{place.__qualname__}", place) for place in classes]
+    found = {f"{place}.{name}": value for place, owner in places for name, value in vars(owner).items()}
+    return {name: value for name, value in found.items() if MARK in getattr(value, "__dict__", ())}
 
 
 def test_applying_again_changes_nothing():
-    from fastreid.engine import defaults
-    from fastreid.utils import checkpoint, compute_dist
-
-    def repaired():
-        data, ranks = sys.modules["fastreid.data.data_utils"], sys.modules["fastreid.evaluation.reid_evaluation"]
-        return (
-            defaults.build_optimizer,
-            defaults.DistributedDataParallel,
-            compute_dist.compute_jaccard_distance,
-            checkpoint.Checkpointer.save,
-            data.DataLoaderX,
-            data.BackgroundGenerator.run,
-            ranks.compile_helper,
-        )
-
     before = repaired()
     compat.apply()
-    assert repaired() == before
+    after = repaired()
+    assert before.keys() == after.keys() and all(before[name] is after[name] for name in before)
+
+
+def test_what_is_repaired_is_what_is_recognised():
+    """Every function and class of fastreid's that a repair takes the place of has a fingerprint, and no other has."""
+    import fastreid.utils.visualizer  # noqa: F401  (repaired when it is imported)
+
+    marks = {getattr(value, MARK) for value in repaired().values()}
+    borrowed = {"engine.defaults.DistributedDataParallel", "data.transforms.build.T", "evaluation.evaluator.torch"}
+    marks -= {f"fastreid.{name}" for name in borrowed}  # not its own
+    marks |= {"fastreid.engine.launch._distributed_worker"}  # replaced at every launch
+    names = [f"{file[:-3].replace('/', '.')}.{name}" for file, names in FINGERPRINTS.items() for name in names]
+    for name in names:
+        assert any(f"{mark}.".startswith(f"fastreid.{name}.") for mark in marks), name
+    for mark in marks:  # itself, or the class that it is in
+        assert any(f"{mark}.".startswith(f"fastreid.{name}.") for name in names), mark
+
+
+@pytest.mark.parametrize("module", ["fastreid.engine", "fastreid.engine.defaults"])
+def test_every_name_of_a_function_is_rebound(module):
+    names = {"fastreid.engine": ["launch"], "fastreid.engine.defaults": ["build_optimizer", "build_model"]}
+    for name in names[module]:
+        assert MARK in vars(getattr(sys.modules[module], name))
 
 
 def test_imports_leave_no_global_patch():
@@ -75,66 +78,76 @@ def test_weights_move_under_stock_step():
     assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters()))
 
 
-@without_cuda
-def test_loader_without_cuda():
-    from fastreid.data import build
+def test_nothing_is_compiled(monkeypatch):
+    from fastreid.evaluation import ReidEvaluator, rank_cylib
 
-    assert build.DataLoaderX is compat.CpuDataLoader
-    loader = build.DataLoaderX(0, dataset=range(5), batch_size=2, pin_memory=True, num_workers=64)
-    assert loader.num_workers == min(64, os.cpu_count()) and not loader.pin_memory
-    assert [batch.tolist() for batch in compat.CpuDataLoader(0, dataset=range(3), batch_size=2)] == [[0, 1], [2]]
-    loader.shutdown()
+    monkeypatch.setattr(rank_cylib, "compile_helper", lambda: pytest.fail("compiles"))
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("runs a program"))
+    ReidEvaluator(ice_config(), num_query=1)
 
 
-def test_an_error_in_the_loader_thread_is_raised(monkeypatch):
-    from fastreid.data.data_utils import BackgroundGenerator
-
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-
-    def batches():
-        yield 1
-        raise OSError("cannot read 7.jpg")
-
-    generator = BackgroundGenerator(batches(), local_rank=0)
-    monkeypatch.setattr(generator.queue, "get", lambda: queue.Queue.get(generator.queue, timeout=10))
-    assert next(generator) == 1
-    with pytest.raises(OSError, match="7.jpg"):
-        next(generator)
-    for _ in range(2):
-        with pytest.raises(StopIteration):
-            next(generator)
-    assert list(BackgroundGenerator(iter([1, 2]), local_rank=0)) == [1, 2]
-
-
-def test_failed_compilation_is_survived(monkeypatch, tmp_path):
-    from fastreid.evaluation import rank_cylib, reid_evaluation
-
-    assert reid_evaluation.compile_helper is compat.compile_rank_evaluation
-    (tmp_path / "setup.py").write_text("raise RuntimeError('no compiler')")
-    monkeypatch.setattr(rank_cylib, "__file__", str(tmp_path / "__init__.py"))
-    monkeypatch.setattr(compat.importlib.util, "find_spec", lambda name: object())
-    assert compat.compile_rank_evaluation() is False
-
-
-def test_python_ranking_of_a_small_gallery():
+def test_ranking_of_a_small_gallery():
     from fastreid.evaluation import rank
 
-    compat._repair_python_ranking()
     # The first query finds its person second (the closest image is removed: same person, same camera), the other first.
     distances = np.array([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]])
     query, gallery = np.array([1, 2]), np.array([1, 3, 1, 2])
-    cmc, precisions, _ = rank.evaluate_py(distances, query, gallery, np.zeros(2), np.array([0, 1, 1, 1]), 50, False)
+    cmc, precisions, _ = rank.evaluate_rank(distances, query, gallery, np.zeros(2), np.array([0, 1, 1, 1]), max_rank=50)
     assert cmc.tolist() == [0.5] + [1.0] * 49
     assert precisions == pytest.approx([0.5, 1.0])
 
 
-@without_cuda
-def test_rerank_without_gpu():
+@pytest.mark.parametrize(("named", "expected"), [("cpu", []), ("cuda", ["waited"])])
+def test_an_evaluation_on_the_cpu_leaves_the_gpu_alone(monkeypatch, named, expected):
+    from fastreid.evaluation import DatasetEvaluator, inference_on_dataset
+
+    waits = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append("waited"))
+    monkeypatch.setattr(compat.device, "_named", torch.device(named))
+
+    class Evaluator(DatasetEvaluator):
+        def process(self, inputs, outputs):
+            self.outputs = outputs
+
+        def evaluate(self):
+            return {"sum": self.outputs.sum().item()}
+
+    loader = torch.utils.data.DataLoader([1.0, 2.0], batch_size=2)
+    assert inference_on_dataset(torch.nn.Identity(), loader, Evaluator()) == {"sum": 3.0}
+    assert waits == expected
+
+
+def test_ranks_are_a_name_of_the_package():
+    from fastreid.evaluation import evaluate_rank
+    from fastreid.evaluation.rank import evaluate_rank as original
+
+    assert evaluate_rank is original
+
+
+def test_rerank_never_asks_for_faiss_on_a_gpu(monkeypatch):
+    """Not even where there are both CUDA and faiss-gpu, whose today's versions fastreid cannot call."""
+    import faiss
     from fastreid.utils.compute_dist import build_dist
 
-    features = torch.nn.functional.normalize(torch.randn(40, 8), dim=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: pytest.fail("asks for faiss-gpu"), raising=False)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(40, 8, generator=generator), dim=1)
     distance = build_dist(features[:10], features[10:], metric="jaccard", k1=6, k2=3)
     assert distance.shape == (10, 30) and np.isfinite(distance).all()
+
+
+def test_the_rank_list_takes_its_numbers_as_text():
+    """As demo/visualize_result.py gives them."""
+    from fastreid.utils.visualizer import Visualizer
+
+    drawn = []
+    visualizer = Visualizer(dataset=None)
+    visualizer.all_ap = [0.3, 0.1, 0.2]
+    visualizer.save_rank_result = lambda queries, output, max_rank, *_: drawn.append((queries.tolist(), max_rank))
+    visualizer.vis_rank_list("folder", False, "2", "ascending", "ascending", "3")
+    assert drawn == [([1, 2], 3)]
 
 
 def test_affine():

@@ -14,9 +14,10 @@ from fastreid.utils.checkpoint import Checkpointer
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (slow to import: not within a test)
 
 from fastreid_ice.clustering import check_clusters, summarize
-from fastreid_ice.engine import ICETrainer, setup
+from fastreid_ice.engine import EpochRecorder, ICETrainer, setup
 from fastreid_ice.engine.checks import check_config, clustering_config
 from fastreid_ice.modeling import ICE
+from fastreid_ice.report.manifest import read_manifest
 from tests.conftest import ROOT, ice_config
 
 pytestmark = pytest.mark.usefixtures("tiny_dataset")
@@ -99,9 +100,38 @@ class TestTwoEpochs:
 
     def test_best_and_last_are_reported(self, two_epochs):
         _, trainer = two_epochs
-        table = trainer._hooks[-1].table()
+        (recorder,) = (hook for hook in trainer._hooks if isinstance(hook, EpochRecorder))
+        table = recorder.table()
         assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["start", "best", "last"]
         assert "mAP" in table and "Rank-1" in table
+
+
+def test_the_manifest_of_a_finished_run(two_epochs):
+    folder, trainer = two_epochs
+    manifest = read_manifest(folder)
+    rows = records(folder)
+    assert manifest["status"] == "finished" and manifest["epochs_done"] == 2 and manifest["steps_done"] == 6
+    assert manifest["images"] == len(trainer.data_loader.images) and manifest["identities"] == 8
+    assert manifest["seed"] == 1 and manifest["hours"] > 0 and manifest["device"] == "cpu"
+    assert manifest["clusters"] == rows[-1]["clusters"]
+    assert manifest["scores"]["last"]["epoch"] == 2 and manifest["differences"]["SOLVER.MAX_EPOCH"] == 2
+    assert str(folder) not in json.dumps(manifest)
+
+
+def test_hooks_in_order(two_epochs):
+    names = [type(hook).__name__ for hook in two_epochs[1]._hooks]
+    assert names == [
+        "IterationTimer",
+        "LRScheduler",
+        "ClusteringHook",
+        "StepHook",
+        "BufferSyncHook",
+        "EvaluationHook",
+        "CheckpointHook",
+        "WriterHook",
+        "EpochRecorder",
+        "ManifestHook",
+    ]
 
 
 def test_resume_equals_uninterrupted(two_epochs, tmp_path):
@@ -123,6 +153,8 @@ def test_resume_equals_uninterrupted(two_epochs, tmp_path):
     trainer.run_step = interrupt_in_second_epoch
     with pytest.raises(InterruptedError):
         trainer.train()
+    interrupted = read_manifest(tmp_path)
+    assert interrupted["status"] == "interrupted" and interrupted["epochs_done"] == 1
     torch.manual_seed(99)  # whatever the state of the generators was
     train(tmp_path, resume=True, **WARM_UP)
     whole = torch.load(two_epochs[0] / "model_final.pth", weights_only=True)
@@ -131,6 +163,8 @@ def test_resume_equals_uninterrupted(two_epochs, tmp_path):
     assert whole["ice"] == resumed["ice"] and whole["lr_sched"] == resumed["lr_sched"]
     for name, state in whole["optimizer"]["state"].items():
         assert all(torch.equal(state[key], resumed["optimizer"]["state"][name][key]) for key in state)
+    assert read_manifest(tmp_path)["status"] == "finished"
+    assert read_manifest(tmp_path)["hours"] > interrupted["hours"]
     kept = ("epoch", "mAP", "clusters", "loss_agnostic", "best")
     rows, resumed_rows = records(two_epochs[0]), records(tmp_path)
     assert [[row.get(k) for k in kept] for row in rows] == [[row.get(k) for k in kept] for row in resumed_rows]
@@ -189,6 +223,62 @@ def test_old_checkpoints_make_room(tmp_path):
 def test_period_of_the_clustering(tmp_path):
     train(tmp_path, CLUSTERING__PERIOD=2, SOLVER__MAX_EPOCH=3, SOLVER__ITERS_PER_EPOCH=1, TEST__EVAL_PERIOD=0)
     assert ["clusters" in row for row in records(tmp_path)[1:]] == [True, False, True]
+
+
+@pytest.fixture
+def nobody_knows(tiny_dataset):
+    """A dataset ``Nobody``: the tiny one without identities; gone afterwards."""
+    from fastreid.data.datasets import DATASET_REGISTRY
+
+    from tests.tiny import TinyReID
+
+    class Nobody(TinyReID):
+        def __init__(self, root="datasets", **kwargs):
+            super().__init__(root, **kwargs)
+            self._train = [(path, None, camera) for path, _, camera in self.train]
+
+    class NoCameras(Nobody):
+        def __init__(self, root="datasets", **kwargs):
+            super().__init__(root, **kwargs)
+            self._train = [(path, None, None) for path, _, _ in self.train]
+
+    DATASET_REGISTRY.register(Nobody)
+    DATASET_REGISTRY.register(NoCameras)
+    yield
+    del DATASET_REGISTRY._obj_map["Nobody"], DATASET_REGISTRY._obj_map["NoCameras"]
+
+
+@pytest.mark.usefixtures("nobody_knows")
+class TestWithoutLabels:
+    AGNOSTIC = {"MODEL__LOSSES__NAME": ("AgnosticLoss", "SoftInstanceLoss"), "DATASETS__USE_CAMERAS": False}
+
+    def test_same_weights_no_scores(self, two_epochs, tmp_path):
+        """Identities are only scored against: without them the same weights come out."""
+        train(tmp_path, DATASETS__NAMES=("Nobody",), **WARM_UP)
+        whole = torch.load(two_epochs[0] / "model_final.pth", weights_only=True)["model"]
+        blind = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
+        assert all(torch.equal(whole[name], blind[name]) for name in whole)
+        assert not {"nmi", "ari"} & set(records(tmp_path)[-1]) and records(tmp_path)[-1]["mAP"] > 0
+        assert read_manifest(tmp_path)["identities"] is None
+
+    def test_no_evaluation_without_test_sets(self, tmp_path):
+        trainer = train(tmp_path, DATASETS__NAMES=("Nobody",), DATASETS__TESTS=(), SOLVER__MAX_EPOCH=1)
+        assert not any(type(hook).__name__ == "EvaluationHook" for hook in trainer._hooks)
+        names = sorted(path.name for path in tmp_path.glob("*.pth"))
+        assert names == ["model_final.pth"] and "mAP" not in records(tmp_path)[-1]
+        again = ICETrainer(ice_config(OUTPUT_DIR=str(tmp_path), DATASETS__TESTS=(), SOLVER__MAX_EPOCH=1))
+        again.resume_or_load(resume=True)
+        assert again.train() is None
+
+    def test_without_cameras(self, tmp_path):
+        with pytest.raises(ValueError, match="NoCameras of DATASETS.NAMES has images without camera ids.*USE_CAMERAS"):
+            train(tmp_path, DATASETS__NAMES=("NoCameras",))
+        train(tmp_path, DATASETS__NAMES=("NoCameras",), DATASETS__TESTS=(), SOLVER__MAX_EPOCH=1, **self.AGNOSTIC)
+        assert records(tmp_path)[-1]["clusters"] >= 2
+
+    def test_true_labels_that_are_not_there(self, tmp_path):
+        with pytest.raises(ValueError, match="ground_truth needs the true identities"):
+            train(tmp_path, DATASETS__NAMES=("Nobody",), CLUSTERING__METHOD="ground_truth", TEST__EVAL_START=False)
 
 
 def test_precise_bn(tmp_path, monkeypatch):

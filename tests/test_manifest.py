@@ -12,18 +12,16 @@ from typing import Any
 
 import pytest
 
+from fastreid_ice.report.environment import commit, machine, versions
 from fastreid_ice.report.manifest import (
     backbone_name,
     best_record,
     build_manifest,
-    commit,
     last_record,
-    machine,
     method_name,
     plain_config,
     read_manifest,
     update_manifest,
-    versions,
     write_manifest,
 )
 

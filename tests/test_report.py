@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from fastreid_ice.files import replacing
-from fastreid_ice.report import contact_sheet, training_curves
 from fastreid_ice.report.contact_sheet import (
     COLUMN,
     FRAME,
@@ -18,10 +17,11 @@ from fastreid_ice.report.contact_sheet import (
     UNKNOWN_FRAME,
     WRONG,
     choose_rows,
+    contact_sheet,
     identity_colour,
 )
 from fastreid_ice.report.curves import COLOURS as LINE_COLOURS
-from fastreid_ice.report.curves import build_figure
+from fastreid_ice.report.curves import build_figure, training_curves
 
 
 @pytest.fixture
@@ -233,5 +233,6 @@ def test_no_pyplot(tmp_path):
     import subprocess
     import sys
 
-    code = "import sys, fastreid_ice.report; assert not {'matplotlib.pyplot', 'fastreid', 'torch'} & set(sys.modules)"
+    modules = "fastreid_ice.report.curves, fastreid_ice.report.contact_sheet"
+    code = f"import sys, {modules}; assert not {{'matplotlib.pyplot', 'fastreid', 'torch'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

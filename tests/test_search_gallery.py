@@ -1,12 +1,12 @@
 """A folder of images and its index: only what has changed is read again."""
 
-import importlib.util
 import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fastreid_ice.cli.search import main
 from fastreid_ice.search import (
     SearchIndex,
     check_output,
@@ -16,7 +16,6 @@ from fastreid_ice.search import (
     search_folder,
     update_index,
 )
-from tests.conftest import ROOT
 
 
 class MeanColours:
@@ -214,10 +213,9 @@ def test_outputs_are_checked_first(tmp_path):
 
 def test_the_tool(folder, model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("fastreid_ice.load", lambda path: model, raising=False)
-    tool = tool_module()
     arguments = ["--model", "run", "--query", str(tmp_path / "query.png"), "--gallery", str(folder), "--top-k", "3"]
     picture, table = tmp_path / "out" / "found.png", tmp_path / "out" / "found.csv"
-    tool.main(tool.parse([*arguments, "--output", str(picture), "--csv", str(table)]))
+    main([*arguments, "--output", str(picture), "--csv", str(table)])
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == ["query", "rank", "similarity", "path"]
     assert [line.split()[1] for line in printed[2:]] == ["1", "2", "3"]
@@ -226,14 +224,8 @@ def test_the_tool(folder, model, tmp_path, monkeypatch, capsys):
         assert sheet.getpixel((10 + 32, 68 + 64)) == (240, 0, 20)  # the query
     assert len(table.read_text().splitlines()) == 4
     model.read.clear()
-    with pytest.raises(ValueError, match="must end in one of"):
-        tool.main(tool.parse([*arguments, "--output", "found"]))
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--output", "found"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 1 and line.startswith("error: ") and "must end in one of" in line
     assert model.read == []
-
-
-def tool_module():
-    """tools/search.py."""
-    spec = importlib.util.spec_from_file_location("search_tool", ROOT / "tools" / "search.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

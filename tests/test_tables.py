@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
 import re
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fastreid_ice.cli.table import main
 from fastreid_ice.report.tables import (
     Table,
     aggregate,
@@ -542,20 +542,12 @@ def test_bad_published_files_are_named(tmp_path, entry, message):
 # The script.
 
 
-def tool() -> Any:
-    spec = importlib.util.spec_from_file_location("benchmark_table", ROOT / "tools" / "benchmark_table.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_script(runs, tmp_path, capsys):
     out = tmp_path / "tables" / "table.tex"
-    tool().main([str(runs), "--format", "latex", "--output", str(out), "--name", f"{runs / 'b'}=mine"])
+    main([str(runs), "--format", "latex", "--output", str(out), "--name", f"{runs / 'b'}=mine"])
     assert capsys.readouterr().out == f"Wrote {out}\n"
     assert "mine & ResNet-50" in out.read_text() and [path.name for path in out.parent.iterdir()] == ["table.tex"]
-    tool().main([str(runs), "--epochs", "best"])
+    main([str(runs), "--epochs", "best"])
     assert capsys.readouterr().out == benchmark_table([runs], epochs=["best"])
 
 
@@ -570,7 +562,7 @@ def test_script_says_errors_in_one_line(tmp_path):
     ):
         done = subprocess.run([*script, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 1 and done.stdout == ""
-        assert re.fullmatch(rf"benchmark_table: .*({message}).*\n", done.stderr), done.stderr
+        assert re.fullmatch(rf"error: .*({message}).*\n", done.stderr), done.stderr
 
 
 def test_no_torch_is_needed():

@@ -6,62 +6,12 @@ tools/benchmark_table.py logs/market1501 --published --format latex --output tab
 tools/benchmark_table.py logs/grid --ablation
 """
 
-from __future__ import annotations
-
-import argparse
-import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fastreid_ice.report.tables import FORMATS, benchmark_table
-from fastreid_ice.report.tables.model import EPOCHS
-
-
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="folder of a run, its run.json, or a folder of folders")
-    parser.add_argument("--format", default="markdown", choices=list(FORMATS))
-    parser.add_argument("--output", metavar="FILE", help="write there instead of on the screen")
-    parser.add_argument("--published", action="store_true", help="show published numbers too, apart; alone without RUN")
-    parser.add_argument("--ablation", action="store_true", help="what differs between the runs becomes the columns")
-    parser.add_argument("--epochs", nargs="+", default=list(EPOCHS), choices=EPOCHS, help="rows to show")
-    parser.add_argument("--unfinished", action="store_true", help="show runs that are not finished, marked")
-    parser.add_argument("--name", action="append", default=[], metavar="FOLDER=NAME", help="name of a folder's runs")
-    return parser.parse_args(argv)
-
-
-def names_of(arguments: Sequence[str]) -> dict[str, str]:
-    """FOLDER=NAME, split at the last sign that a folder's own name may hold too."""
-    for argument in arguments:
-        if not all(argument.rpartition("=")):
-            raise ValueError(f"--name {argument}: needs FOLDER=NAME")
-    return {folder: name for folder, _, name in (argument.rpartition("=") for argument in arguments)}
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        text = benchmark_table(
-            args.runs,
-            format=args.format,
-            output=args.output,
-            published=args.published,
-            ablation=args.ablation,
-            epochs=args.epochs,
-            unfinished=args.unfinished,
-            names=names_of(args.name),
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"benchmark_table: {error}")
-    if args.output:
-        print(f"Wrote {args.output}")
-    else:
-        print(text, end="")
-
+from fastreid_ice.cli.table import main
 
 if __name__ == "__main__":
     main()

@@ -18,7 +18,8 @@ from tabulate import tabulate
 from fastreid_ice.engine import ICETrainer, setup
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.model_zoo import get_config_file
-from fastreid_ice.report import contact_sheet, training_curves
+from fastreid_ice.report.contact_sheet import contact_sheet
+from fastreid_ice.report.curves import training_curves
 
 SCORES = ("mAP", "Rank-1", "Rank-5", "Rank-10")
 
@@ -57,6 +58,7 @@ def run(output_dir: Path, opts: Sequence[str]) -> str:
     _, supervised = train(output_dir / "true_labels", "CLUSTERING.METHOD", "ground_truth", *opts)
 
     images, labels = trainer.data_loader.images, trainer.clustering.labels
+    assert labels is not None and images.identities is not None
     identities = len(images.identities.unique())
     last = records[-1]
     found = f"{int(labels.max()) + 1}, {int((labels < 0).sum())} outliers of {len(images)} images"
@@ -68,7 +70,7 @@ def run(output_dir: Path, opts: Sequence[str]) -> str:
         row("with the true labels, last epoch", supervised[-1], f"{identities} identities"),
     ]
     sheet, curves = output_dir / "clusters.png", output_dir / "curves.png"
-    contact_sheet(images.paths, labels, images.identities, images.camids, out_path=sheet)
+    contact_sheet(images.paths, labels.tolist(), images.identities.tolist(), images.camids.tolist(), out_path=sheet)
     training_curves(records, curves, true_identities=identities, title="ICE on SyntheticReID")
     text = tabulate(table, headers=["", *SCORES, "clusters"], floatfmt=".1f", tablefmt="pipe")
     return f"\n{text}\n\nClusters of the last epoch: {sheet}\nCurves: {curves}\n"

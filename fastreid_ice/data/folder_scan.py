@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 SOURCES = ("none", "folder", "pattern", "csv")
 GROUPS = ("camera", "identity", "track", "frame", "score")
+LISTED = 10  # files that cannot be read, in a message
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def _readable(
     bad = [(by_path[path], why) for path, why in find_unreadable(list(by_path), workers)]
     if not bad:
         return names, ()
-    listed = "; ".join(f"{name}: {why}" for name, why in bad)
+    listed = "; ".join(f"{name}: {why}" for name, why in bad[:LISTED]) + ("; ..." if len(bad) > LISTED else "")
     if not skip:
         raise ValueError(
             f"{len(bad)} of {len(names)} images in {folder} cannot be read: {listed}. Remove them, or skip them "

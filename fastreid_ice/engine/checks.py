@@ -17,8 +17,7 @@ from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.utils import comm
 
-from fastreid_ice.clustering import ClusteringConfig
-from fastreid_ice.config import clustering_defaults
+from fastreid_ice.clustering import ClusteringConfig, config_defaults
 from fastreid_ice.data.samplers import check_batch
 from fastreid_ice.errors import look_up, registered_names
 from fastreid_ice.modeling.bn_chunks import chunks_per_process
@@ -169,7 +168,7 @@ def check_config(cfg: CfgNode) -> None:
     if "CrossCameraLoss" in cfg.MODEL.LOSSES.NAME and not cfg.DATASETS.USE_CAMERAS:
         raise ValueError(
             "MODEL.LOSSES.NAME has CrossCameraLoss, which needs camera ids, but DATASETS.USE_CAMERAS is False. Leave "
-            "the loss out, as configs/ICE/market_agnostic.yml does."
+            "the loss out, as configs/ICE/market_agnostic.yml and own.yml do."
         )
     clustering_config(cfg, seed=0)
     processes = comm.get_world_size()
@@ -188,9 +187,11 @@ def clustering_config(cfg: CfgNode, seed: int) -> ClusteringConfig:
     Raises:
         ValueError: a key of CLUSTERING is out of range.
     """
-    values = {key.lower(): value for key, value in cfg.CLUSTERING.items() if key != "PERIOD"}
-    known = {key: values.pop(key) for key in clustering_defaults()}
-    return ClusteringConfig(**known, seed=seed, extra=values)
+    known = {key.lower(): cfg.CLUSTERING[key] for key in config_defaults()}
+    extra = {
+        key.lower(): value for key, value in cfg.CLUSTERING.items() if key.lower() not in known and key != "PERIOD"
+    }
+    return ClusteringConfig(**known, seed=seed, extra=extra)
 
 
 def _value(cfg: CfgNode, key: str) -> Any:

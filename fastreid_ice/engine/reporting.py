@@ -187,7 +187,7 @@ def rank_examples(model: nn.Module, cfg: CfgNode, test: str, queries: int = 8, t
     Raises:
         FileNotFoundError, ValueError: as :func:`fastreid_ice.data.datasets.load_test_images`.
     """
-    dataset = load_test_images(test)
+    dataset = load_test_images(cfg, test)
     picks = np.linspace(0, len(dataset.query) - 1, min(queries, len(dataset.query))).round().astype(int)
     chosen = [dataset.query[i] for i in picks]
     wanted = extract_images(model, cfg, [path for path, _, _ in chosen])  # (Q, D)

@@ -13,6 +13,7 @@ from fastreid.engine import DefaultTrainer, hooks
 from fastreid.engine.train_loop import HookBase, TrainerBase
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LinearLR
 
@@ -24,9 +25,12 @@ from fastreid_ice.engine.checks import check_config
 from fastreid_ice.engine.hooks.checkpointing import CheckpointHook, RunState
 from fastreid_ice.engine.hooks.clustering import ClusteringHook
 from fastreid_ice.engine.hooks.evaluation import EvaluationHook
+from fastreid_ice.engine.hooks.manifest import ManifestHook
 from fastreid_ice.engine.hooks.recorder import EpochRecorder
-from fastreid_ice.engine.hooks.training import BufferSyncHook, StepHook
+from fastreid_ice.engine.hooks.training import BufferSyncHook, StepHook, unwrap
 from fastreid_ice.engine.hooks.writers import JSONWriter, MetricPrinter, TensorboardWriter, WriterHook
+from fastreid_ice.engine.optimizer import adapt_checkpoint, build_optimizer
+from fastreid_ice.evaluation.evaluator import ICEReidEvaluator
 
 logger = logging.getLogger(__name__)
 
@@ -46,15 +50,19 @@ class ICETrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         check_config(cfg)
         for name in cfg.DATASETS.TESTS:
-            load_test_images(name)  # a missing one is an error now, not after the first epoch
+            load_test_images(cfg, name)  # a missing one is an error now, not after the first epoch
         self.run_state = RunState(cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
         logger.info("Seed %d", self.run_state.seed)
         seed_all_rng(self.run_state.seed)
         super().__init__(cfg)
-        self.checkpointer._load_file = read_checkpoint  # whose errors name the file
+        self.checkpointer._load_file = self._read_checkpoint
         self.checkpointer.checkpointables["ice"] = self.run_state
         if self.grad_scaler is not None:
             self.checkpointer.checkpointables["grad_scaler"] = self.grad_scaler
+
+    def _read_checkpoint(self, path: str) -> dict[str, Any]:
+        """With errors that name the file, and of whatever layout of groups and device."""
+        return adapt_checkpoint(read_checkpoint(path), self.optimizer, unwrap(self.model))
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As upstream; a resumed run goes on with the seed it was started with."""
@@ -94,10 +102,12 @@ class ICETrainer(DefaultTrainer):
             built.append(EvaluationHook(cfg, self._evaluate))
         if comm.is_main_process():
             period, keep = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP
+            recorder = EpochRecorder(cfg.OUTPUT_DIR, self.run_state)
             built += [
                 CheckpointHook(self.checkpointer, period, keep, self.run_state),
                 WriterHook(self.build_writers(), WRITER_PERIOD),
-                EpochRecorder(cfg.OUTPUT_DIR, self.run_state),
+                recorder,
+                ManifestHook(cfg, self.data_loader.images, self.run_state, recorder),
             ]
         return built
 
@@ -136,6 +146,18 @@ class ICETrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> tuple[Any, int]:
         return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_dir: str | None = None
+    ) -> tuple[Any, ICEReidEvaluator]:
+        loader, num_query = cls.build_test_loader(cfg, dataset_name)
+        return loader, ICEReidEvaluator(cfg, num_query, output_dir)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> tuple[Optimizer, None]:
+        """In few groups; None is in the place of fastreid's ContiguousParams."""
+        return build_optimizer(cfg, model), None
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer, iters_per_epoch: int) -> dict:

@@ -21,7 +21,7 @@ from fastreid.modeling.meta_arch.baseline import Baseline
 from fastreid.utils import comm
 from torch import Tensor, nn
 
-from fastreid_ice.modeling.bn_chunks import chunks_per_process, set_bn_chunks
+from fastreid_ice.modeling.bn_chunks import ChunkedPass, chunks_per_process, set_bn_chunks
 from fastreid_ice.modeling.losses import Loss, build_losses
 from fastreid_ice.modeling.memory_bank import MemoryBank
 from fastreid_ice.modeling.pretrained import build_pretrained_backbone
@@ -97,6 +97,7 @@ class ICE(Baseline):
         self.shuffles = shuffle_bn and chunks * comm.get_world_size() > 1
         self._shuffle_generator = torch.Generator()
         self.momentum_encoder = _momentum_copy(backbone, heads)
+        self._online_pass, self._momentum_pass = ChunkedPass(backbone, heads), ChunkedPass(self.momentum_encoder)
         self._step: StepFeatures | None = None  # of the last training step, detached
 
     @classmethod
@@ -142,7 +143,8 @@ class ICE(Baseline):
         return (images.to(self.device) - self.pixel_mean) / self.pixel_std
 
     def _online(self, images: Tensor) -> Tensor:
-        return self.heads(self.backbone(images))
+        """(b, D) online embeddings; in training mode each chunk is normalised by itself."""
+        return self._online_pass(lambda views: self.heads(self.backbone(views)), images)
 
     def _step_features(self, batch: Batch) -> StepFeatures:
         """Run the views through the encoders, in the reference code's order."""
@@ -171,9 +173,9 @@ class ICE(Baseline):
     def _momentum(self, images: Tensor, order: Tensor | None) -> Tensor:
         """(B, D) momentum embeddings of all processes' images, normalised in chunks of the permuted batch."""
         if order is None:
-            return _gather(self.momentum_encoder(images).float())
+            return _gather(self._momentum_pass(self.momentum_encoder, images).float())
         own = order.chunk(comm.get_world_size())[comm.get_rank()]
-        permuted = _gather(self.momentum_encoder(_gather(images)[own]).float())
+        permuted = _gather(self._momentum_pass(self.momentum_encoder, _gather(images)[own]).float())
         features = torch.empty_like(permuted)
         features[order] = permuted
         return features
@@ -192,7 +194,7 @@ class ICE(Baseline):
         """Training mode without gradient is fastreid's PreciseBN: move the running statistics, nothing else."""
         images = self.preprocess_image(batch)
         self._online(images)
-        self.momentum_encoder(images)
+        self._momentum_pass(self.momentum_encoder, images)
         return {}
 
     @torch.no_grad()

@@ -129,8 +129,11 @@ def _style(axes: Axes, name: str, unit: str) -> None:
 
 def _finish(axes: Axes, empty: str) -> None:
     """Legend of a panel, or the text ``empty`` where it has no line."""
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8, framealpha=0.6, edgecolor="none", loc="best")
+    drawn = len(axes.get_legend_handles_labels()[0])
+    if drawn:
+        # Many names would cover the lines: they go beside them.
+        place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if drawn > 5 else {"loc": "best"}
+        axes.legend(fontsize=8, framealpha=0.6, edgecolor="none", handlelength=2.8, **place)
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     else:
         axes.text(0.5, 0.5, empty, transform=axes.transAxes, ha="center", va="center", color="#888888")

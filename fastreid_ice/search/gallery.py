@@ -25,15 +25,15 @@ SAVE_EVERY = 20_000  # images between two savings of an index that is being made
 
 
 class EmbeddingModel(Protocol):
-    """What is needed of a trained model, as ``fastreid_ice.load`` gives it.
+    """What is needed of a trained model, as ``fastreid_ice.load`` gives it."""
 
-    Attributes:
-        sha256: of its checkpoint's file.
-        input_size: (height, width) in pixels to which it scales images.
-    """
+    @property
+    def sha256(self) -> str:
+        """Of its checkpoint's file."""
 
-    sha256: str
-    input_size: tuple[int, int]
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) in pixels to which it scales images."""
 
     def embed(self, images: list[str]) -> Features:
         """(n, D) L2-normalised features of n image files."""

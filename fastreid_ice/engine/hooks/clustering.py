@@ -81,8 +81,9 @@ class ClusteringHook(HookBase):
         start = time.perf_counter()
         features = self._extract(model, build_feature_loader(self.cfg, self.images))
         extraction = time.perf_counter() - start
-        cameras = self.images.camids if self.cfg.DATASETS.USE_CAMERAS else None
-        result = self._clusterer(features, cameras, self.images.paths, self.images.identities)
+        images = self.images
+        cameras = images.camids if self.cfg.DATASETS.USE_CAMERAS else None
+        result = self._clusterer(features, cameras, images.paths, images.identities, images.tracks)
         needed = self.cfg.SOLVER.IMS_PER_BATCH // self.cfg.DATALOADER.NUM_INSTANCE
         check_clusters(result.num_clusters, result.num_outliers, needed, self._clusterer.config)
         self.labels = result.labels

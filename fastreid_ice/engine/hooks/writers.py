@@ -28,15 +28,25 @@ class _WritesEachScalarOnce:
 
 
 class JSONWriter(_WritesEachScalarOnce, events.JSONWriter):
-    """One JSON object per line and iteration, appended to ``metrics.json``."""
+    """One JSON object per line and iteration, appended to a file that is open only while it is written.
+
+    Upstream's holds it open from the beginning, and leaves it so when the training never starts.
+    """
+
+    def __init__(self, path: str, window_size: int = 20):
+        self._path = path
+        self._window_size = window_size
 
     def write(self) -> None:
         by_iteration: dict[int, dict[str, float]] = defaultdict(dict)
         for name, value, iteration in self._new_scalars(self._window_size):
             by_iteration[iteration][name] = value
-        for iteration, scalars in sorted(by_iteration.items()):
-            self._file_handle.write(json.dumps({**scalars, "iteration": iteration}, sort_keys=True) + "\n")
-        self._file_handle.flush()
+        with open(self._path, "a", encoding="utf-8") as file:
+            for iteration, scalars in sorted(by_iteration.items()):
+                file.write(json.dumps({**scalars, "iteration": iteration}, sort_keys=True) + "\n")
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class TensorboardWriter(_WritesEachScalarOnce, events.TensorboardXWriter):

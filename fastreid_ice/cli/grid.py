@@ -1,0 +1,94 @@
+"""Train a grid of config overrides x seeds, one run after another, and print their table.
+
+tools/run_grid.py --config-file configs/ICE/demo.yml --output logs/grid --seeds 1 2 3 --grid CLUSTERING.EPS=0.5,0.55
+tools/run_grid.py --config-file configs/ICE/demo.yml --output logs/losses \\
+    --grid "MODEL.LOSSES.NAME=('AgnosticLoss',);('AgnosticLoss','HardInstanceLoss')" -- SOLVER.MAX_EPOCH 6
+
+The same command again goes on: finished runs are skipped, interrupted ones resumed, failed ones tried again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastreid_ice.errors import told_in_one_line
+from fastreid_ice.model_zoo import config_files
+from fastreid_ice.report.grid import (
+    Runner,
+    State,
+    claim,
+    expand,
+    parse_axes,
+    read_grid,
+    run_grid,
+    state_of,
+    subprocess_runner,
+)
+from fastreid_ice.report.tables import benchmark_table
+
+
+def parser() -> argparse.ArgumentParser:
+    built = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    built.add_argument("--config-file", required=True, metavar="FILE")
+    built.add_argument("--output", required=True, metavar="FOLDER", help="each run gets a folder of its own in it")
+    built.add_argument("--seeds", nargs="+", type=int, help="one run per seed (default: 1)")
+    built.add_argument("--grid", action="append", default=[], metavar="KEY=VALUE,...", help="repeat for more keys")
+    built.add_argument("--grid-file", metavar="FILE", help="yaml with 'grid' (KEY: [VALUE, ...]) and 'seeds'")
+    built.add_argument("--num-gpus", type=int, default=1, help="of each run, as for train_net.py")
+    built.add_argument("--status", action="store_true", help="only say how the runs stand")
+    built.add_argument("opts", nargs="*", metavar="KEY VALUE", help="for all runs, behind --")
+    built.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return built
+
+
+def grid(args: argparse.Namespace, runner: Runner | None = None) -> list[State]:
+    """Run the grid of the arguments, printing a line per state; return how the runs stand.
+
+    Raises:
+        ValueError, FileNotFoundError: arguments that make no grid.
+    """
+    if not Path(args.config_file).is_file() and args.config_file not in config_files():
+        raise FileNotFoundError(f"--config-file {args.config_file}: there is no such file")
+    if len(args.opts) % 2:
+        raise ValueError(f"The options behind -- are {' '.join(args.opts)}: they must be KEY VALUE pairs")
+    if taken := {"SEED", "OUTPUT_DIR"} & set(args.opts[::2]):
+        raise ValueError(f"{min(taken)} cannot be among the options: --seeds and --output set it")
+    axes, seeds = read_grid(args.grid_file) if args.grid_file else ({}, [])
+    axes = {**axes, **parse_axes(args.grid)}
+    if twice := set(axes) & set(args.opts[::2]):
+        raise ValueError(f"{min(twice)} is an axis of the grid and among the options for all runs: choose one")
+    runs = expand(axes, args.seeds or seeds or [1], args.output)
+    if args.status:
+        states = [state_of(run) for run in runs]
+        for state in states:
+            _say(state.line())
+        return states
+    claim(args.output, {"config file": args.config_file, "options": args.opts})
+    if runner is None:
+        train = [sys.executable, "-m", "fastreid_ice.cli.train", "--config-file", args.config_file]
+        runner = subprocess_runner([*train, "--num-gpus", str(args.num_gpus)], args.opts)
+    return run_grid(runs, runner, _say)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main(argv: Sequence[str] | None = None, runner: Runner | None = None) -> None:
+    args = parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    with told_in_one_line(args.debug):
+        states = grid(args, runner)
+        if args.status:
+            return
+        tested = [s.run.folder for s in states if s.state == "finished" and s.manifest["datasets"]["tests"]]
+        if tested:
+            sys.stdout.write("\n" + benchmark_table(tested, ablation=None))
+    failed = [state for state in states if state.state != "finished"]
+    if failed:
+        sys.exit("\n".join(["", f"{len(failed)} of {len(states)} runs failed:", *(state.line() for state in failed)]))

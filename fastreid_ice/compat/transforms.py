@@ -1,0 +1,49 @@
+"""Repairs of the transforms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastreid_ice.compat.rebinding import replace, upstream
+
+import numpy as np
+import torch
+
+
+class _TorchvisionTransforms:
+    """torchvision.transforms with ``RandomAffine`` as data/transforms/build.py:81 calls it (torchvision <= 0.12)."""
+
+    def __getattr__(self, name: str) -> Any:
+        import torchvision.transforms
+
+        return getattr(torchvision.transforms, name)
+
+    @staticmethod
+    def RandomAffine(degrees, translate=None, scale=None, shear=None, resample=False, fillcolor=0):  # noqa: N802
+        from torchvision.transforms import InterpolationMode, RandomAffine
+
+        mode = InterpolationMode.BILINEAR if resample else InterpolationMode.NEAREST
+        return RandomAffine(degrees, translate, scale, shear, interpolation=mode, fill=fillcolor)
+
+
+def repair_affine() -> None:
+    """data/transforms/build.py:81: ``INPUT.AFFINE`` passes arguments that torchvision has renamed."""
+    replace(upstream("data.transforms.build"), "T", lambda original: _TorchvisionTransforms())
+
+
+def pixels_to_tensor(picture: Any) -> torch.Tensor:
+    """(H, W) or (H, W, C) picture or array -> (C, H, W) tensor; bytes become float32 in 0..255, as upstream."""
+    pixels = np.array(picture)
+    if pixels.dtype == bool:  # a picture of two colours
+        pixels = pixels.astype(np.uint8) * 255
+    tensor = torch.from_numpy(pixels[:, :, None] if pixels.ndim == 2 else pixels).permute(2, 0, 1).contiguous()
+    return tensor.float() if tensor.dtype == torch.uint8 else tensor
+
+
+def repair_to_tensor() -> None:
+    """data/transforms/functional.py:46: pictures are read through torch's typed storages, which are to go.
+
+    Each loader worker warned of it, in every epoch.
+    """
+    functional, transforms = upstream("data.transforms.functional"), upstream("data.transforms.transforms")
+    replace(functional, "to_tensor", lambda original: pixels_to_tensor, transforms)
