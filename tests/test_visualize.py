@@ -150,6 +150,15 @@ def test_the_trainer_writes_its_report(tmp_path, caplog):
     assert len(shots(written.read_text())) > 20
 
 
+@pytest.mark.parametrize("pictures", [True, False])
+def test_training_ends_with_a_report(pictures, tmp_path):
+    options = {**SMALL, "REPORT.ENABLED": True, "REPORT.PICTURES": pictures, "OUTPUT_DIR": str(tmp_path / "run")}
+    config = str(ROOT / "configs" / "ICE" / "demo.yml")
+    train.main(["--config-file", config, *map(str, small_options(options))])
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert (len(shots(text)) > 20) == pictures and "finished, on" in Reader(text).sections["header"]
+
+
 def test_missing_images_are_counted(trained):
     data = collect(trained, embeddings=False, rankings=False)
     from fastreid_ice.engine.checkpoints import load_trained_model
@@ -254,6 +263,7 @@ def test_a_missing_image(copied, capsys):
 
 
 def test_a_run_that_is_not_evaluated(copied, capsys):
-    text = (copied / "config.yaml").read_text()
-    (copied / "config.yaml").write_text(text.replace("TESTS:\n  - TinyReID", "TESTS: []"))
-    assert "DATASETS.TESTS" in fails(capsys, copied, "ranking")
+    manifest = json.loads((copied / "run.json").read_text())
+    manifest["config"]["DATASETS"]["TESTS"] = []
+    (copied / "run.json").write_text(json.dumps(manifest))
+    assert "DATASETS.TESTS of its config is empty" in fails(capsys, copied, "ranking")
