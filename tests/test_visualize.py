@@ -150,15 +150,6 @@ def test_the_trainer_writes_its_report(tmp_path, caplog):
     assert len(shots(written.read_text())) > 20
 
 
-@pytest.mark.parametrize("pictures", [True, False])
-def test_training_ends_with_a_report(pictures, tmp_path):
-    options = {**SMALL, "REPORT.ENABLED": True, "REPORT.PICTURES": pictures, "OUTPUT_DIR": str(tmp_path / "run")}
-    config = str(ROOT / "configs" / "ICE" / "demo.yml")
-    train.main(["--config-file", config, *map(str, small_options(options))])
-    text = (tmp_path / "run" / "report.html").read_text()
-    assert (len(shots(text)) > 20) == pictures and "finished, on" in Reader(text).sections["header"]
-
-
 def test_missing_images_are_counted(trained):
     data = collect(trained, embeddings=False, rankings=False)
     from fastreid_ice.engine.checkpoints import load_trained_model
