@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import re
@@ -324,9 +325,7 @@ def test_maps_of_few_images(shape, projection):
 
 def test_umap():
     features = np.random.default_rng(0).normal(size=(30, 8))
-    try:
-        import umap  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("umap") is None:
         with pytest.raises(RuntimeError, match="pip install umap-learn"):
             project(features, "umap")
     else:

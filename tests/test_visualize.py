@@ -254,6 +254,7 @@ def test_a_missing_image(copied, capsys):
 
 
 def test_a_run_that_is_not_evaluated(copied, capsys):
-    text = (copied / "config.yaml").read_text()
-    (copied / "config.yaml").write_text(text.replace("TESTS:\n  - TinyReID", "TESTS: []"))
-    assert "DATASETS.TESTS" in fails(capsys, copied, "ranking")
+    manifest = json.loads((copied / "run.json").read_text())
+    manifest["config"]["DATASETS"]["TESTS"] = []
+    (copied / "run.json").write_text(json.dumps(manifest))
+    assert "DATASETS.TESTS of its config is empty" in fails(capsys, copied, "ranking")

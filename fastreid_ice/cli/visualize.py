@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     built.add_argument("--max-clusters", type=int, help="report (40), clusters (12): how many to show")
     built.add_argument("--per-cluster", type=int, help="report, clusters: images of each (8)")
     built.add_argument("--projection", choices=PROJECTIONS, help="report, map: default tsne")
-    built.add_argument("--max-points", type=int, help="report, map: training images on it (2000)")
+    built.add_argument("--max-points", type=int, help="report, map: training images on it (1000)")
     built.add_argument("--queries", type=int, help="report, ranking: queries of each test set (8)")
     built.add_argument("--top-k", type=int, help="report, ranking: images found for each (10)")
     built.add_argument("--config-file", metavar="FILE", help="of the model (config.yaml beside the checkpoint)")

@@ -47,7 +47,7 @@ Encoder = tuple[nn.Module, CfgNode]
 def write_report(trainer: ICETrainer, pictures: bool = True) -> Path | None:
     """Write ``<OUTPUT_DIR>/report.html`` at the end of a run, with the model that the trainer holds.
 
-    It costs the features of at most 2,000 training images and of the test sets once. No collective: call it in the
+    It costs the features of at most 1,000 training images and of the test sets once. No collective: call it in the
     main process, after ``results.json``, ``clusters.csv`` and ``run.json`` were written for the last time.
 
     Args:
@@ -70,7 +70,7 @@ def collect(
     *,
     embeddings: bool = True,
     rankings: bool = True,
-    max_points: int = 2000,
+    max_points: int = 1000,
     queries: int = 8,
     top_k: int = 10,
     config_file: Run | None = None,

@@ -71,13 +71,16 @@ def _pca(features: np.ndarray, dimensions: int) -> np.ndarray:
 
 
 def _umap(features: np.ndarray, seed: int) -> np.ndarray:
-    try:
-        umap = importlib.import_module("umap")
-    except ImportError:
-        raise RuntimeError("UMAP is not installed: pip install umap-learn, or choose the projection tsne") from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of one thread because of the seed, and of packages that UMAP uses
-        return umap.UMAP(n_neighbors=min(15, len(features) - 1), random_state=seed).fit_transform(features)
+        warnings.simplefilter(
+            "ignore"
+        )  # of one thread because of the seed, and of what UMAP could use but is not there
+        try:
+            umap = importlib.import_module("umap")
+        except ImportError:
+            raise RuntimeError("UMAP is not installed: pip install umap-learn, or choose the projection tsne") from None
+        points = umap.UMAP(n_neighbors=min(15, len(features) - 1), random_state=seed).fit_transform(features)
+    return np.asarray(points, dtype=np.float64)
 
 
 def sample_rows(images: int, most: int, seed: int = 0) -> np.ndarray:
