@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
+import shlex
+import shutil
 from pathlib import Path
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
@@ -11,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastreid_ice.cli.export import main
 from fastreid_ice.config_files import load_config
 from fastreid_ice.engine.checkpoints import load_trained_model
 from fastreid_ice.export import export_model, onnx_format, torchscript_format
@@ -229,7 +234,7 @@ def test_where_tracing_fails_the_other_exporter_is_taken(tmp_path, monkeypatch):
             raise TypeError("no such exporter")
         return export(*args, dynamo=True, **options)
 
-    without_tracing.__signature__ = __import__("inspect").signature(export)
+    without_tracing.__signature__ = inspect.signature(export)
     monkeypatch.setattr(torch.onnx, "export", without_tracing)
     images, path = people(4), tmp_path / "model.onnx"
     onnx_format.write_onnx(model, images[:2], path, opset=17, dynamic_size=False)
@@ -248,3 +253,23 @@ def test_the_largest_difference_by_hand():
         max_difference(lambda x: torch.zeros(len(x), 1), inputs, expected)
     with pytest.raises(RuntimeError, match="no numbers"):
         max_difference(lambda x: torch.full((len(x), 2), float("nan")), inputs, expected)
+
+
+def test_the_pages_commands(run, tmp_path, monkeypatch):
+    """docs/export.md, as it stands, for another run."""
+    page = (ROOT / "docs" / "export.md").read_text()
+    block = re.search(r"```shell\n(.*?)```", page, re.DOTALL)
+    assert block is not None
+    commands = block[1].splitlines()
+    (tmp_path / "logs" / "market1501").mkdir(parents=True)
+    shutil.copytree(run, tmp_path / "logs" / "market1501" / "ice_R50")
+    folder = tmp_path / "logs" / "market1501" / "ice_R50"
+    shutil.copy(folder / "model_0004.pth", folder / "model_0007.pth")
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        python, tool, *argv = shlex.split(command)
+        assert (python, tool) == ("python", "tools/export_model.py")
+        main(argv)
+    written = {str(path) for folder in ("zoo", "exported") for path in Path(folder).rglob("*") if path.is_file()}
+    assert {f"exported/{NAME}{end}" for end in (".onnx", "_square01.onnx", "_raw255.onnx", ".torchscript")} <= written
+    assert "zoo/configs/TinyReID/ice_osnet_x0_25.yml" in written and len(commands) == 6
