@@ -38,7 +38,7 @@ DEPTHS: dict[str, tuple[str, ...]] = {
     "vit": ("small", "base"),
 }
 EXTRAS: dict[str, tuple[str, ...]] = {"resnet": ("IBN", "SE", "NL"), "resnext": ("IBN",), "osnet": ("IBN",)}
-EXTRA_DEPTHS = ("18x", "50x", "101x", "x0_25", "x1_0")
+EXTRA_DEPTHS = ("18x", "50x", "x0_25")
 
 
 class Case(NamedTuple):

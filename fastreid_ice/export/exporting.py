@@ -6,8 +6,9 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, NamedTuple
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
@@ -27,11 +28,10 @@ from fastreid_ice.export.naming import tracker_name
 from fastreid_ice.export.packages import need
 from fastreid_ice.export.staging import staged
 from fastreid_ice.export.zoo import write_zoo
+from fastreid_ice.modeling.meta_arch import Encoder
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("fastreid", "onnx", "torchscript", "safetensors")
-GRAPHS = ("onnx", "torchscript")
 SQUARE = (224, 224)  # pixels: what the square01 form is traced and compared with
 
 
@@ -57,7 +57,7 @@ class ExportResult:
 def export_model(
     run: str | Path,
     *,
-    format: str = "fastreid",  # noqa: A002  (the option's name)
+    format: str = "fastreid",
     output: str | Path,
     config_file: str | Path | None = None,
     input_form: str | None = None,
@@ -92,15 +92,9 @@ def export_model(
     trained = load_trained_model(run, config_file=config_file, opts=opts, device="cpu")
     as_trained = load_config(config_file or trained.checkpoint.parent / CONFIG_FILE, opts)
     shown = check_images(trained.cfg, images)
+    job = Job(trained, as_trained, shown, input_form or "normalized", not raw_output, opset)
     with staged(output) as folder:
-        if format == "fastreid":
-            difference, notes, row = _fastreid(folder, trained, as_trained, shown)
-        elif format == "safetensors":
-            difference, notes, row = _safetensors(folder, trained, as_trained, shown)
-        else:
-            form, normalized = input_form or "normalized", not raw_output
-            graph = _Graph(trained, as_trained, form, normalized, shown)
-            difference, notes, row = graph.write(folder, format, opset or onnx_format.DEFAULT_OPSET)
+        difference, notes, row = FORMATS[format].write(folder, job)
         require_equal(difference, shown.source)
         names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     files = tuple(Path(output) / name for name in names)
@@ -110,15 +104,16 @@ def export_model(
     return ExportResult(files, difference, shown.source, tuple(notes), row)
 
 
-def _check_options(format: str, input_form: str | None, raw_output: bool, opset: int | None) -> None:  # noqa: A002
+def _check_options(format: str, input_form: str | None, raw_output: bool, opset: int | None) -> None:
     if format not in FORMATS:
         raise ValueError(f"--format is {format!r}{closest(format, FORMATS)}; choose one of {', '.join(FORMATS)}")
     if input_form is not None:
         check_input_form(input_form)
-    if format not in GRAPHS and (input_form is not None or raw_output):
+    if not FORMATS[format].is_graph and (input_form is not None or raw_output):
+        graphs = " and ".join(name for name, known in FORMATS.items() if known.is_graph)
         raise ValueError(
-            f"--input and --raw-output are for --format {' and '.join(GRAPHS)}; {format} holds weights, whose reader "
-            "prepares the images and normalises the embeddings"
+            f"--input and --raw-output are for --format {graphs}; {format} holds weights, whose reader prepares the "
+            "images and normalises the embeddings"
         )
     if opset is not None:
         first, last = onnx_format.OPSETS
@@ -126,76 +121,124 @@ def _check_options(format: str, input_form: str | None, raw_output: bool, opset:
             raise ValueError(f"--opset is for --format onnx, not {format}")
         if not first <= opset <= last:
             raise ValueError(f"--opset is {opset}; it must be in {first}..{last}")
-    packages = {"onnx": onnx_format.PACKAGES, "safetensors": safetensors_format.PACKAGES}
-    need(format, packages.get(format, ()))
+    need(format, FORMATS[format].packages)
 
 
-_Written = tuple[float, list[str], "str | None"]  # difference, notes, table row
+class Job(NamedTuple):
+    """What a format is given to write.
+
+    Attributes:
+        trained: the model.
+        cfg: the run's config as it was trained with, start weights included.
+        shown: the images that it is compared on.
+        form: of the input, for a graph.
+        normalized: whether a graph's embeddings have length 1.
+        opset: ONNX's, or None for the default.
+    """
+
+    trained: TrainedModel
+    cfg: CfgNode
+    shown: CheckImages
+    form: str
+    normalized: bool
+    opset: int | None
 
 
-def _fastreid(folder: Path, trained: TrainedModel, as_trained: CfgNode, shown: CheckImages) -> _Written:
-    stock, notes, row = write_zoo(folder, trained, as_trained)
-    expected = expected_embeddings(trained.model, shown.pixels, normalized=False)
-    run = lambda pixels: expected_embeddings(stock, pixels, normalized=False)  # noqa: E731
-    return max_difference(run, shown.pixels, expected), notes, row
+class Written(NamedTuple):
+    """What came of it: the largest difference from torch, what is to be known, the row of a table."""
+
+    difference: float
+    notes: Sequence[str] = ()
+    table_row: str | None = None
 
 
-def _safetensors(folder: Path, trained: TrainedModel, as_trained: CfgNode, shown: CheckImages) -> _Written:
-    encoder = stock_encoder(trained.model)
-    expected = expected_embeddings(trained.model, shown.pixels, normalized=False)
-    description = describe(trained, as_trained, "normalized", False, expected.shape[1])
-    target = folder / tracker_name(as_trained)
-    safetensors_format.write_safetensors(target, encoder, as_trained.MODEL, description)
-    read = safetensors_format.read_encoder(target / safetensors_format.WEIGHTS, encoder)
-    cfg = as_trained
-    model = Embedder(read, "raw255", cfg.INPUT.SIZE_TEST, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, False)
-    run = lambda pixels: expected_embeddings(model, pixels, normalized=False)  # noqa: E731
-    architecture = safetensors_format.reid_architecture(cfg.MODEL, description["architecture"])
+def _write_fastreid(folder: Path, job: Job) -> Written:
+    stock, notes, row = write_zoo(folder, job.trained, job.cfg)
+    expected = expected_embeddings(job.trained.model, job.shown.pixels, normalized=False)
+    run = partial(expected_embeddings, stock, normalized=False)
+    return Written(max_difference(run, job.shown.pixels, expected), notes, row)
+
+
+def _write_safetensors(folder: Path, job: Job) -> Written:
+    encoder = stock_encoder(job.trained.model)
+    expected = expected_embeddings(job.trained.model, job.shown.pixels, normalized=False)
+    description = describe(job.trained, job.cfg, "normalized", False, expected.shape[1])
+    target = folder / tracker_name(job.cfg)
+    architecture = safetensors_format.write_safetensors(target, encoder, job.cfg.MODEL, description)
     notes = []
     if architecture != safetensors_format.SBS_RESNEST50:
         notes.append(
             f"Roboflow's reid has no architecture that computes {description['architecture']} with this head, so it "
             "cannot load this folder; give it --format torchscript (see docs/export.md)"
         )
-    return max_difference(run, shown.pixels, expected), notes, None
+    read = safetensors_format.read_encoder(target / safetensors_format.WEIGHTS, encoder)
+    run = partial(expected_embeddings, _embedder(read, job.cfg, "raw255", False), normalized=False)
+    return Written(max_difference(run, job.shown.pixels, expected), notes)
 
 
-class _Graph:
-    """A model to be exported as a graph, with the inputs and outputs that it is compared on."""
+def _write_onnx(folder: Path, job: Job) -> Written:
+    graph = _graph(job)
+    path = folder / f"{graph.name}.onnx"
+    opset = job.opset or onnx_format.DEFAULT_OPSET
+    onnx_format.write_onnx(graph.model, graph.inputs[:2], path, opset, dynamic_size=job.form == "square01")
+    onnx_format.add_properties(path, as_properties(graph.description))
+    _describe_beside(path, graph.description)
+    return Written(max_difference(onnx_format.runner(path), graph.inputs, graph.expected))
 
-    def __init__(self, trained: TrainedModel, as_trained: CfgNode, form: str, normalized: bool, shown: CheckImages):
-        cfg = as_trained
-        self.form = form
-        self.model = Embedder(
-            stock_encoder(trained.model),
-            form,
-            cfg.INPUT.SIZE_TEST,
-            cfg.MODEL.PIXEL_MEAN,
-            cfg.MODEL.PIXEL_STD,
-            normalized,
-        ).eval()
-        deploy = getattr(self.model.encoder.backbone, "deploy", None)
-        if callable(deploy):  # RepVGG: the branches of a training block become one
-            deploy(True)
-        pixels = shown.pixels
-        if form == "square01":
-            pixels = F.interpolate(pixels, SQUARE, mode="bilinear", align_corners=False)
-        self.inputs = to_input_form(pixels, form)
-        if form == "square01":
-            pixels = F.interpolate(pixels, tuple(cfg.INPUT.SIZE_TEST), mode="bilinear", align_corners=False)
-        self.expected: Tensor = expected_embeddings(trained.model, pixels, normalized)
-        self.description = describe(trained, cfg, form, normalized, self.expected.shape[1])
-        self.name = tracker_name(cfg, form)
 
-    def write(self, folder: Path, format: str, opset: int) -> _Written:  # noqa: A002
-        path = folder / f"{self.name}.{format}"
-        if format == "onnx":
-            onnx_format.write_onnx(self.model, self.inputs[:2], path, opset, dynamic_size=self.form == "square01")
-            onnx_format.add_properties(path, as_properties(self.description))
-            run = onnx_format.runner(path)
-        else:
-            torchscript_format.write_torchscript(self.model, self.inputs[:2], path, self.description)
-            run = torchscript_format.runner(path)
-        beside = {**self.description, **for_boxmot(self.description)}
-        path.with_name(f"{path.name}.metadata.json").write_text(json.dumps(beside, indent=1) + "\n")
-        return max_difference(run, self.inputs, self.expected), [], None
+def _write_torchscript(folder: Path, job: Job) -> Written:
+    graph = _graph(job)
+    path = folder / f"{graph.name}.torchscript"
+    torchscript_format.write_torchscript(graph.model, graph.inputs[:2], path, graph.description)
+    _describe_beside(path, graph.description)
+    return Written(max_difference(torchscript_format.runner(path), graph.inputs, graph.expected))
+
+
+class Format(NamedTuple):
+    """How a format is written; the packages that it needs; whether it is a graph, with an input of some form."""
+
+    write: Callable[[Path, Job], Written]
+    packages: tuple[str, ...] = ()
+    is_graph: bool = False
+
+
+FORMATS = {
+    "fastreid": Format(_write_fastreid),
+    "onnx": Format(_write_onnx, onnx_format.PACKAGES, is_graph=True),
+    "torchscript": Format(_write_torchscript, is_graph=True),
+    "safetensors": Format(_write_safetensors, safetensors_format.PACKAGES),
+}
+
+
+class _Graph(NamedTuple):
+    """A model to trace, the inputs and outputs that it is compared on, its description and its file's name."""
+
+    model: Embedder
+    inputs: Tensor
+    expected: Tensor
+    description: dict[str, Any]
+    name: str
+
+
+def _graph(job: Job) -> _Graph:
+    model = _embedder(stock_encoder(job.trained.model), job.cfg, job.form, job.normalized)
+    deploy = getattr(model.encoder.backbone, "deploy", None)
+    if callable(deploy):  # RepVGG: the branches of a training block become one
+        deploy(True)
+    pixels = given = job.shown.pixels
+    if job.form == "square01":
+        given = F.interpolate(pixels, SQUARE, mode="bilinear", align_corners=False)
+        pixels = F.interpolate(given, tuple(job.cfg.INPUT.SIZE_TEST), mode="bilinear", align_corners=False)
+    expected = expected_embeddings(job.trained.model, pixels, job.normalized)
+    description = describe(job.trained, job.cfg, job.form, job.normalized, expected.shape[1])
+    return _Graph(model, to_input_form(given, job.form), expected, description, tracker_name(job.cfg, job.form))
+
+
+def _embedder(encoder: Encoder, cfg: CfgNode, form: str, normalized: bool) -> Embedder:
+    model = cfg.MODEL
+    return Embedder(encoder, form, cfg.INPUT.SIZE_TEST, model.PIXEL_MEAN, model.PIXEL_STD, normalized).eval()
+
+
+def _describe_beside(path: Path, description: dict[str, Any]) -> None:
+    beside = {**description, **for_boxmot(description)}
+    path.with_name(f"{path.name}.metadata.json").write_text(json.dumps(beside, indent=1) + "\n")

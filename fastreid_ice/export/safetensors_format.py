@@ -40,10 +40,13 @@ def reid_architecture(model: Mapping[str, Any], name: str) -> str:
     return SBS_RESNEST50 if fits else f"fastreid:{name}"
 
 
-def write_safetensors(folder: Path, encoder: Encoder, model: Mapping[str, Any], description: dict[str, Any]) -> None:
+def write_safetensors(folder: Path, encoder: Encoder, model: Mapping[str, Any], description: dict[str, Any]) -> str:
     """Write ``weights.safetensors``, ``reid_config.json`` and ``export.json``.
 
     The tensors have the names of stock fastreid (``backbone.*``, ``heads.*``).
+
+    Returns:
+        The architecture that ``reid_config.json`` names, see :func:`reid_architecture`.
     """
     from safetensors.torch import save_file
 
@@ -66,6 +69,7 @@ def write_safetensors(folder: Path, encoder: Encoder, model: Mapping[str, Any], 
     }
     (folder / REID_CONFIG).write_text(json.dumps(reid_config, indent=2) + "\n")
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+    return architecture
 
 
 def read_encoder(path: Path, encoder: Encoder) -> Encoder:
