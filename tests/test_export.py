@@ -29,9 +29,10 @@ from fastreid_ice.export.naming import (
     zoo_backbone,
     zoo_names,
 )
-from fastreid_ice.export.staging import sha256, staged
+from fastreid_ice.export.staging import staged
 from fastreid_ice.export.stock_config import differences, stock_config
 from fastreid_ice.export.zoo import read_back
+from fastreid_ice.files import sha256
 from fastreid_ice.modeling.bn_chunks import ChunkedBatchNorm
 from tests.conftest import ROOT
 from tests.exported_runs import people, trained_run, untrained_run

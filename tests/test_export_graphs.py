@@ -22,7 +22,7 @@ from fastreid_ice.export import export_model, onnx_format, torchscript_format
 from fastreid_ice.export.comparison import max_difference
 from fastreid_ice.export.encoder import IMAGENET_MEAN, IMAGENET_STD, INPUT_FORMS
 from fastreid_ice.export.safetensors_format import SBS_RESNEST50, reid_architecture
-from fastreid_ice.export.staging import sha256
+from fastreid_ice.files import sha256
 from tests.conftest import ROOT
 from tests.exported_runs import people, untrained_run
 
@@ -120,7 +120,7 @@ def test_the_description_is_in_the_file_and_beside_it(run, exported, file_format
     assert beside["model_kwargs"] == {"img_size": [64, 32]}  # what boxmot reads
     assert str(run.parent) not in text
     if file_format == "onnx":
-        inside = onnx_format.read_properties(path)
+        inside = {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
         # ultralytics makes each key an attribute of its own object: none may be one that it has
         assert all(key.startswith("reid_") for key in inside)
         assert json.loads(inside["reid_size"]) == [64, 32] and inside["reid_colour_order"] == "RGB"

@@ -25,6 +25,8 @@ PURE = (
     "image_files",
     "data.folder_scan",
     "data.folder_report",
+    "data.numbering",
+    "parallel",
     "synthetic",
     "data.samplers",
     "data.randomness",

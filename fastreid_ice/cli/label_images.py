@@ -29,7 +29,7 @@ from fastreid_ice.data.labelled_folder import (
 from fastreid_ice.engine.checks import clustering_config
 from fastreid_ice.engine.run_features import FEATURES_FILE, RunFeatures, extract_run, save_features
 from fastreid_ice.errors import told_in_one_line
-from fastreid_ice.files import replacing
+from fastreid_ice.files import write_csv
 
 TABLE, LINKS = "labels.csv", "identities"
 COLUMNS = ("path", "identity", "camera", "distance", "margin", "next")
@@ -95,11 +95,9 @@ def write_labels(path: Path, found: RunFeatures, labels: Tensor) -> None:
     images = found.images
     cameras = images.camera_names or ("",) * len(images)
     numbers = (distances.own.tolist(), distances.margin.tolist())
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for row in zip(images.paths, labels.tolist(), cameras, *numbers, distances.next.tolist()):
-            writer.writerow([*row[:3], *("" if value != value else f"{value:.6f}" for value in row[3:5]), row[5]])
+    found_rows = zip(images.paths, labels.tolist(), cameras, *numbers, distances.next.tolist())
+    told = ([*row[:3], *("" if value != value else f"{value:.6f}" for value in row[3:5]), row[5]] for row in found_rows)
+    write_csv(path, COLUMNS, told)
 
 
 def read_clusters(path: str | os.PathLike, paths: Sequence[str]) -> Tensor:

@@ -19,7 +19,7 @@ from fastreid_ice.engine.checks import clustering_config
 from fastreid_ice.engine.run_features import FEATURES_FILE, extract_run, read_features, save_features
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.files import replacing
-from fastreid_ice.report.eps_sweep import markdown_table, plot, write_csv
+from fastreid_ice.report.eps_sweep import markdown_table, plot, write_sweep
 
 EPS, MIN_SAMPLES = "0.3:0.7:0.05", "2,4,8"
 STEM = "eps_sweep"
@@ -68,7 +68,7 @@ def run(args: Namespace) -> list[SweepRow]:
     )
     records = [asdict(row) for row in rows]
     text = markdown_table(records) + "\n" + _advice(suggest(rows)) + "\n"
-    write_csv(records, output / f"{STEM}.csv")
+    write_sweep(records, output / f"{STEM}.csv")
     plot(records, output / f"{STEM}.png", f"{len(features):,} images, k1 {config.k1}, k2 {config.k2}")
     with replacing(output / f"{STEM}.md") as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -23,6 +23,7 @@ from torch import Tensor
 
 import fastreid_ice.data.folder  # noqa: F401  (registers UnlabeledFolder)
 from fastreid_ice.clustering import Tracks, check_tracks
+from fastreid_ice.data.numbering import number_names
 from fastreid_ice.errors import look_up
 from fastreid_ice.synthetic import render_synthetic_reid
 
@@ -172,15 +173,8 @@ def _tracks(items: Sequence[Item], tracks: Mapping[str, tuple[Any, int | None]])
 
 
 def _numbered(values: Sequence[Any]) -> Tensor:
-    """(N,) int64: each value's rank among the distinct ones, numbers within text by size ("cam_10" after "cam_9")."""
-    order = sorted(set(values), key=_natural)
-    number = {value: i for i, value in enumerate(order)}
-    return torch.tensor([number[value] for value in values], dtype=torch.int64)
-
-
-def _natural(value: Any) -> list:
-    parts = re.split(r"(\d+)", value) if isinstance(value, str) else ["", value]
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
+    """(N,) int64, see :func:`fastreid_ice.data.numbering.number_names`."""
+    return torch.from_numpy(number_names(values))
 
 
 @DATASET_REGISTRY.register()

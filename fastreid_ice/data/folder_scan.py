@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from fastreid_ice.data.folder_table import read_table, some
+from fastreid_ice.data.numbering import natural_key, number_names
 from fastreid_ice.image_files import IMAGE_EXTENSIONS, find_duplicates, find_images, find_unreadable
 
 __all__ = ["IMAGE_EXTENSIONS", "FolderScan", "find_duplicates", "find_unreadable", "number_names", "scan_folder"]
@@ -76,7 +77,7 @@ class FolderScan:
             return None
         if self.camera_names is None:
             return number_names(self.track_names)
-        return _numbered(list(zip(map(_natural, self.camera_names), map(_natural, self.track_names))))
+        return number_names(list(zip(map(natural_key, self.camera_names), map(natural_key, self.track_names))))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -148,29 +149,6 @@ def scan_folder(
         scores=_numbers(found, "score", names, np.float64, "number"),
         skipped=tuple((str(folder / name), why) for name, why in skipped),
     )
-
-
-def number_names(names: Sequence[str]) -> np.ndarray:
-    """(N,) int64: the place of each name among the different ones, numbers within names by size.
-
-    Number query and gallery together, so that both give an identity the same number.
-
-    Example:
-        >>> number_names(["cam10", "cam9", "cam10"]).tolist()
-        [1, 0, 1]
-    """
-    return _numbered([_natural(name) for name in names])
-
-
-def _numbered(keys: list) -> np.ndarray:
-    place = {key: number for number, key in enumerate(sorted(set(keys)))}
-    return np.array([place[key] for key in keys], dtype=np.int64)
-
-
-def _natural(name: str) -> tuple:
-    """A key by which "cam9" comes before "cam10"; different names have different keys."""
-    parts = re.split(r"([0-9]+)", name)
-    return (*(int(part) if i % 2 else part for i, part in enumerate(parts)), name)
 
 
 def _check_sources(
@@ -263,4 +241,4 @@ def _numbers(
 def count_names(names: Sequence[str]) -> dict[str, int]:
     """How often each name occurs, in the order of the names, numbers within names by size."""
     counts = Counter(names)
-    return {name: counts[name] for name in sorted(counts, key=_natural)}
+    return {name: counts[name] for name in sorted(counts, key=natural_key)}

@@ -7,12 +7,12 @@ each image's place among them is looked up instead.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numba import njit
+
+from fastreid_ice.parallel import map_rows
 
 # Gallery images compared with a match at once.
 STRIP = 128
@@ -41,22 +41,6 @@ class Relevant(NamedTuple):
     match_bounds: np.ndarray
     junk: np.ndarray
     junk_bounds: np.ndarray
-
-
-def map_rows(kernel: Callable[[int, int], None], rows: int) -> None:
-    """Call ``kernel(start, stop)`` for chunks of range(rows), in as many threads as torch uses.
-
-    The kernels release the interpreter lock. Plain threads leave nothing behind that a later fork could trip over.
-    """
-    threads = torch.get_num_threads()
-    size = max(1, -(-rows // (8 * threads)))
-    chunks = [(start, min(start + size, rows)) for start in range(0, rows, size)]
-    if threads == 1 or len(chunks) == 1:
-        for start, stop in chunks:
-            kernel(start, stop)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda chunk: kernel(*chunk), chunks))
 
 
 def ranks_of_matches(similarities: np.ndarray, relevant: Relevant) -> np.ndarray:

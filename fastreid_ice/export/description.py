@@ -13,7 +13,7 @@ from fastreid_ice.engine.checkpoints import TrainedModel
 from fastreid_ice.export.card import labels_used
 from fastreid_ice.export.encoder import IMAGENET_MEAN, IMAGENET_STD
 from fastreid_ice.export.naming import method_name, tracker_backbone
-from fastreid_ice.export.staging import sha256
+from fastreid_ice.files import sha256
 from fastreid_ice.report.manifest import versions
 
 # Before each key within a file: ultralytics makes every key of a file an attribute of its own object, so "names",

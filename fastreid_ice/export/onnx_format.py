@@ -84,13 +84,6 @@ def add_properties(path: Path, properties: Mapping[str, str]) -> None:
     onnx.save(model, str(path))
 
 
-def read_properties(path: str | Path) -> dict[str, str]:
-    """A file's ``metadata_props``."""
-    import onnx
-
-    return {entry.key: entry.value for entry in onnx.load(str(path), load_external_data=False).metadata_props}
-
-
 def runner(path: Path) -> Callable[[Tensor], Tensor]:
     """The file in onnxruntime on the CPU: (N, 3, H, W) float32 to (N, D)."""
     import onnxruntime

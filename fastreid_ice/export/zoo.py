@@ -17,8 +17,8 @@ from fastreid_ice.engine.checkpoints import TrainedModel
 from fastreid_ice.export.card import TABLE_HEAD, model_card, start_weights, table_row
 from fastreid_ice.export.encoder import stock_encoder
 from fastreid_ice.export.naming import method_name, zoo_backbone, zoo_names
-from fastreid_ice.export.staging import sha256
 from fastreid_ice.export.stock_config import as_yaml, stock_config
+from fastreid_ice.files import sha256
 
 _METHOD_TITLES = {"ice": "ICE", "ice_agnostic": "ICE-agnostic", "ice_labels": "true labels"}
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fastreid_ice.files import replacing
+from fastreid_ice.report.axes import style_axes
 from fastreid_ice.report.curves import COLOURS
 
 logger = logging.getLogger(__name__)
@@ -118,12 +119,6 @@ def _purity(axes: Axes, purity: np.ndarray) -> None:
 
 
 def _style(axes: Axes, title: str, unit: str) -> None:
-    axes.set_title(title, fontsize=11, loc="left")
-    axes.set_xlabel(unit, fontsize=9)
-    axes.set_ylabel("clusters", fontsize=9)
-    axes.tick_params(labelsize=9)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes(axes, title, unit, "clusters", grid="y")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fastreid_ice.files import replacing
+from fastreid_ice.files import replacing, write_csv
+from fastreid_ice.report.axes import style_axes
 
 COLOURS = ("#2563a8", "#d9772b", "#3a8f5c", "#8a4f9e", "#b3404a", "#5f6b7a")
 # Title, unit, key of a row.
@@ -28,13 +28,9 @@ KNOWN, UNKNOWN = ("Agreement with true identities", "ARI", "ari"), ("Largest clu
 Row = Mapping[str, float]  # the values of a fastreid_ice.clustering.eps_sweep.SweepRow by their names
 
 
-def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
+def write_sweep(rows: Sequence[Row], path: str | os.PathLike) -> None:
     """A line for each row, under the names of its values; undefined numbers are empty."""
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(rows[0])
-        for row in rows:
-            writer.writerow(["" if value != value else value for value in row.values()])
+    write_csv(path, rows[0], (["" if value != value else value for value in row.values()] for row in rows))
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
@@ -76,13 +72,7 @@ def _draw(axes: Axes, rows: Sequence[Row], name: str, unit: str, key: str) -> No
         points = [(row["eps"], row[key]) for row in rows if row["min_samples"] == least]
         colour = COLOURS[number % len(COLOURS)]
         axes.plot(*zip(*points), color=colour, label=str(least), linewidth=1.7, marker="o", markersize=3.5)
-    axes.set_title(name, fontsize=11, loc="left")
-    axes.set_xlabel("eps", fontsize=9)
-    axes.set_ylabel(unit, fontsize=9)
-    axes.tick_params(labelsize=9)
-    axes.grid(color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes(axes, name, "eps", unit)
     if all(row[key] != row[key] for row in rows):
         axes.text(0.5, 0.5, "not defined", transform=axes.transAxes, ha="center", va="center", color="#888888")
     elif unit in ("ARI", "% of images"):

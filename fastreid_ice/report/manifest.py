@@ -16,6 +16,7 @@ from typing import Any
 
 from fastreid_ice.files import replacing
 from fastreid_ice.report.environment import commit, machine, versions
+from fastreid_ice.report.reading import read_json
 
 FORMAT = 1
 FILE_NAME = "run.json"
@@ -196,22 +197,6 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{path}: 'datasets' has no list of names {key!r}")
     return manifest
-
-
-def read_json(path: Path) -> Any:
-    """Parse a json file.
-
-    Raises:
-        FileNotFoundError, ValueError: with one line that names the file.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid json ({error.msg}, line {error.lineno})") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not a text file") from None
 
 
 def best_record(records: Sequence[Mapping[str, Any]], tests: Sequence[str]) -> Mapping[str, Any] | None:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fastreid_ice.report.manifest import FILE_NAME, method_name, plain_config, read_json, read_manifest
+from fastreid_ice.report.manifest import FILE_NAME, method_name, plain_config, read_manifest
 from fastreid_ice.report.page_data import ReportData
+from fastreid_ice.report.reading import read_json
 
 RECORDS_FILE = "results.json"
 CLUSTERS_FILE = "clusters.csv"

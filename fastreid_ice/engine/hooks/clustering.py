@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ from fastreid_ice.data.randomness import derive_seed
 from fastreid_ice.engine.checks import clustering_config
 from fastreid_ice.engine.extraction import FeatureExtractor
 from fastreid_ice.engine.hooks.training import unwrap
-from fastreid_ice.files import replacing
+from fastreid_ice.files import write_csv
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +122,4 @@ def write_clusters(path: Path, images: TrainingImages, labels: Tensor) -> None:
     if images.identities is not None:
         names.append("identity")
         columns.append(images.identities.tolist())
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(names)
-        writer.writerows(zip(*columns))
+    write_csv(path, names, zip(*columns))
