@@ -26,6 +26,6 @@ install: $(STAMP)
 
 $(STAMP): setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(FAISS),test]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(FAISS),export,test]"
 	$(BIN)/python -m pip install --quiet --no-deps fastreid==1.4.0
 	touch $@

@@ -25,8 +25,8 @@ setup(
     # fastreid 1.4.0 itself is not listed: it pins torch 1.13, and no installer could resolve both.
     # Install it behind these with: pip install --no-deps fastreid==1.4.0
     install_requires=[
-        "torch>=2.1",
-        "torchvision>=0.16",
+        "torch>=2.3",  # with an older one numpy 2 is "not available"
+        "torchvision>=0.18",
         "numpy",
         "scipy",
         "scikit-learn",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union
@@ -19,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastreid_ice.engine.checkpoints import TrainedModel, load_trained_model
+from fastreid_ice.files import sha256
 
 Picture = Union[str, Path, Image.Image, np.ndarray]
 
@@ -46,11 +46,7 @@ class ReIDModel:
     @property
     def sha256(self) -> str:
         """Digest of the checkpoint, by which an index knows its model."""
-        digest = hashlib.sha256()
-        with open(self.checkpoint, "rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
-        return digest.hexdigest()
+        return sha256(self.checkpoint)
 
     def embed(self, images: Sequence[Picture] | Tensor, batch_size: int = 64) -> np.ndarray:
         """Embeddings of images.

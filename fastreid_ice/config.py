@@ -23,6 +23,11 @@ def add_ice_config(cfg: CN) -> None:
     _add_clustering(cfg)
     _add_input(cfg.INPUT)
     _add_schedule(cfg)
+    _add_folder(cfg)
+    # Write <OUTPUT_DIR>/report.html at the end of a run: curves, clusters, rankings, costs, config, in one file.
+    cfg.REPORT = CN({"ENABLED": True})
+    # Whether it shows images. They are pictures of people: set False for a report to hand around.
+    cfg.REPORT.PICTURES = True
 
 
 def _add_model(model: CN) -> None:
@@ -126,3 +131,38 @@ def _add_schedule(cfg: CN) -> None:
     # Let the training ignore camera ids (camera-agnostic ICE): every image counts as taken by one camera.
     # Evaluation still needs the test set's camera ids.
     cfg.DATASETS.USE_CAMERAS = True
+
+
+def _add_folder(cfg: CN) -> None:
+    """The dataset ``UnlabeledFolder``: images of your own, see docs/own_cameras.md."""
+    cfg.DATASETS.FOLDER = folder = CN()
+    # Folder of the training images, at any depth: jpg, png, webp, bmp.
+    folder.PATH = ""
+    # Where the camera of an image is from: "none" (not known), "folder" (the first folder below PATH), "pattern" (the
+    # group (?P<camera>...) of PATTERN) or "csv" (the column camera of CSV).
+    folder.CAMERA_FROM = "none"
+    # Where its identity is from, if you know it: likewise; "folder" is the folder that holds the image. Only scored
+    # against, unless CLUSTERING.METHOD is ground_truth.
+    folder.IDENTITY_FROM = "none"
+    # Where its track is from: likewise, see CLUSTERING.TRACKS. Tracks of different cameras are different tracks.
+    folder.TRACK_FROM = "none"
+    # Regular expression, searched in an image's name relative to PATH, with any of the named groups camera, identity,
+    # track, frame (whole number), score, such as (?P<camera>c[0-9]+)_(?P<frame>[0-9]+).
+    folder.PATTERN = ""
+    # File with the header path,camera,identity,track,frame,score (path and any of the others) and a row for each
+    # image; its paths are relative to PATH or to its own folder.
+    folder.CSV = ""
+    # Leave out training images whose detection scores less (a group score in PATTERN, or a column of CSV); 0: none.
+    folder.MIN_SCORE = 0.0
+    # Leave out images that cannot be decoded, and log how many; else they are an error.
+    folder.SKIP_UNREADABLE = False
+    # Labelled images to evaluate with, in folders of their own (DATASETS.TESTS ("UnlabeledFolder",)); optional.
+    folder.QUERY = ""
+    folder.GALLERY = ""
+    # As above, for these two. Their identities must be known. Without cameras no gallery image is left out; with them,
+    # those of the query's identity and camera are.
+    folder.TEST_IDENTITY_FROM = "pattern"
+    folder.TEST_CAMERA_FROM = "pattern"
+    folder.TEST_PATTERN = ""
+    folder.QUERY_CSV = ""
+    folder.GALLERY_CSV = ""

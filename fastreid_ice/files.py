@@ -1,12 +1,15 @@
-"""Writing a file so that a reader never sees half of it."""
+"""Files: written so that a reader never sees half of one, refused before the work begins, told apart by a digest."""
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -24,3 +27,44 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_csv(path: str | os.PathLike, names: Iterable[Any], rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows under a header as comma-separated UTF-8, whole or not at all."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        writer.writerows(rows)
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_output(path: str | os.PathLike, endings: Collection[str] = ()) -> None:
+    """Refuse a file that could not be written at the end, before the work begins.
+
+    Args:
+        path: file to write later; missing folders will be made.
+        endings: with the dot, in small letters, that are possible; none: any.
+
+    Raises:
+        ValueError: another ending.
+        IsADirectoryError: it is a folder.
+        NotADirectoryError, PermissionError: its folder is a file, or may not be written.
+    """
+    path = Path(path)
+    if endings and path.suffix.lower() not in endings:
+        raise ValueError(f"{path} cannot be written: its name must end in one of {', '.join(sorted(endings))}.")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} cannot be written: it is a folder.")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: {above} is a file.")
+    if not os.access(above, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: the folder {above} is read-only for you.")

@@ -20,6 +20,8 @@ def pytest_configure(config):
     folder = tempfile.TemporaryDirectory(prefix="fastreid_ice_tests_")
     config.add_cleanup(folder.cleanup)
     os.environ["FASTREID_DATASETS"] = folder.name
+    if not os.environ.get("FASTREID_ICE_TEST_CUDA"):  # the tests compute on the CPU, also where there is a GPU
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def load_numbers(*names: str) -> dict:
@@ -45,6 +47,7 @@ SMALL = {
     "CLUSTERING.K1": 6,
     "CLUSTERING.EPS": 0.4,
     "CLUSTERING.MIN_SAMPLES": 2,
+    "REPORT.ENABLED": False,
 }
 
 
@@ -58,12 +61,15 @@ def ice_config(**overrides):
     from fastreid.config import get_cfg
 
     from fastreid_ice.config import add_ice_config
+    from tests import tiny  # noqa: F401  (registers the dataset and the backbone)
 
     cfg = get_cfg()
     add_ice_config(cfg)
     cfg.merge_from_file(str(ROOT / "configs" / "ICE" / "demo.yml"))
     small = {
         "MODEL__DEVICE": "cpu",
+        "MODEL__BACKBONE__NAME": "build_two_convolutions",
+        "MODEL__BACKBONE__FEAT_DIM": 32,
         "DATASETS__NAMES": ("TinyReID",),
         "DATASETS__TESTS": ("TinyReID",),
         "DATALOADER__NUM_WORKERS": 0,

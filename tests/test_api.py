@@ -1,5 +1,8 @@
 """A trained model in Python, the configs that travel with the package, and the one command for all programs."""
 
+import re
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -119,6 +122,30 @@ def test_configs_travel_with_the_package():
     assert load_config("ICE/market.yml").OUTPUT_DIR == "logs/market1501/ice_R50"
     with pytest.raises(FileNotFoundError, match="did you mean ICE/market.yml"):
         model_zoo.get_config_file("ICE/markt.yml")
+
+
+def test_the_example_of_the_readme(trained, paths, tmp_path, monkeypatch):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "logs" / "demo").mkdir(parents=True)
+    (tmp_path / "logs" / "demo" / "ice").symlink_to(trained)
+    for name, path in zip(("a.jpg", "b.jpg"), paths):
+        (tmp_path / name).write_bytes(path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(example, names)
+    assert names["similarity"].shape == (2, 2) and names["similarity"][0, 0] == pytest.approx(1, abs=1e-5)
+    assert names["config"].endswith("market.yml")
+
+
+def test_published_table_of_the_readme():
+    from fastreid_ice.report.tables import benchmark_table
+
+    assert benchmark_table(published=True).strip() in (ROOT / "README.md").read_text()
+
+
+def test_importing_the_package_imports_nothing():
+    code = "import sys, fastreid_ice; assert not {'torch', 'numpy', 'fastreid', 'fastreid_ice.api'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_one_command_for_all_programs(capsys, tmp_path):

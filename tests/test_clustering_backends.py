@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import subprocess
@@ -194,5 +195,8 @@ def test_faiss_gpu_gives_the_candidates_where_it_is_usable(monkeypatch):
     monkeypatch.setattr(faiss_gpu, "is_usable", lambda features, k: True)
     monkeypatch.setattr(faiss_gpu, "_resources", lambda device: "resources")
     monkeypatch.setattr(faiss_gpu.faiss, "knn_gpu", knn_gpu, raising=False)
+    entered = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device) or contextlib.nullcontext())
     found = nearest_neighbors(features, 12, backend="torch")
+    assert entered == [0] * len(calls)  # the stream is that of the features' device
     assert calls and all(torch.equal(a, b) for a, b in zip(found, expected))

@@ -183,6 +183,13 @@ def test_reranked_distances_equal_fastreid(metric, k1, k2):
     np.testing.assert_allclose(mixed(3, 9), -expected, rtol=0, atol=1e-5)
 
 
+def test_jaccard_distances_of_equal_images_are_not_negative():
+    """Sums of minima may exceed 1 by their rounding."""
+    features = F.normalize(images_of_people()[0], dim=1).repeat_interleave(3, dim=0)
+    distances = RerankedSimilarities(features, len(features) // 2, None).distances(0, len(features) // 2)
+    assert float(distances.min()) >= 0
+
+
 @pytest.mark.parametrize("people", [2, 12, 60])
 @pytest.mark.parametrize("digits", [0, 1, 6])
 def test_roc_equals_scikit_learn(people, digits):
@@ -199,6 +206,15 @@ def test_roc_equals_scikit_learn(people, digits):
         rows = torch.from_numpy(distances)
         found = true_positive_rates(lambda a, b, rows=rows: rows[a:b].clone(), Identities(*labels), 7, rates)
         assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_roc_keeps_its_first_point():
+    """Two equal steps, a match and a stranger each; what lies between them is on the line, but the first of all."""
+    rows = torch.tensor([[0.9, 0.9, 0.8, 0.8]])
+    identities = Identities([1], [1, 2, 1, 2], [0], [1, 1, 1, 1])
+    assert true_positive_rates(lambda a, b: rows[a:b].clone(), identities, 1, (0.5, 0.9)) == [0.5, 1]
+    false_rates, true_rates, _ = roc_curve([0, 1, 0, 1], rows[0])
+    assert false_rates.tolist() == [0, 0.5, 1] and true_rates.tolist() == [0, 0.5, 1]
 
 
 def test_roc_without_strangers_or_matches():

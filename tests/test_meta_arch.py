@@ -225,11 +225,12 @@ class TestPretrained:
 
     def test_both_encoders_start_from_the_file(self, tmp_path):
         torch.manual_seed(1)
-        source = build_model(ice_config()).backbone
+        osnet = {"MODEL__BACKBONE__NAME": "build_osnet_backbone", "MODEL__BACKBONE__FEAT_DIM": 128}
+        source = build_model(ice_config(**osnet)).backbone
         torch.save(source.state_dict(), tmp_path / "backbone.pth")
-        model = build_model(
-            ice_config(MODEL__BACKBONE__PRETRAIN=True, MODEL__BACKBONE__PRETRAIN_PATH=str(tmp_path / "backbone.pth"))
-        )
+        pretrained = {"PRETRAIN": True, "PRETRAIN_PATH": str(tmp_path / "backbone.pth")}
+        pretrained = {f"MODEL__BACKBONE__{key}": value for key, value in pretrained.items()}
+        model = build_model(ice_config(**osnet, **pretrained))
         for name, value in source.state_dict().items():
             assert torch.equal(model.backbone.state_dict()[name], value)
             assert torch.equal(model.momentum_encoder.backbone.state_dict()[name], value)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+import types
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ PURE = (
     "image_files",
     "data.folder_scan",
     "data.folder_report",
+    "data.numbering",
+    "parallel",
     "synthetic",
     "data.samplers",
     "data.randomness",
@@ -90,4 +93,63 @@ def test_every_config_builds(path):
         features = model(torch.zeros(1, 3, *cfg.INPUT.SIZE_TEST))
     assert features.shape == (1, cfg.MODEL.BACKBONE.FEAT_DIM)
     agnostic = not cfg.DATASETS.USE_CAMERAS
-    assert agnostic == ("CrossCameraLoss" not in cfg.MODEL.LOSSES.NAME) == path.stem.endswith("agnostic")
+    without_cameras = path.stem.endswith("agnostic") or path.stem.startswith("own")
+    assert agnostic == ("CrossCameraLoss" not in cfg.MODEL.LOSSES.NAME) == without_cameras
+
+
+# Rooms by layer: a room imports rooms of lower layers only.
+LAYERS = {"compat": 0, "modeling": 2, "data": 2, "engine": 3, "export": 4, "cli": 5}
+PURE_LAYER = 1
+# Imports along a layer or up, each with its reason.
+EXCEPTIONS = {
+    ("evaluation", "clustering"),  # re-ranking takes its Jaccard distances
+    ("compat", "evaluation"),  # within the function that stands in for fastreid's ranking
+}
+
+
+def test_imports_go_down():
+    import ast
+
+    package = ROOT / "fastreid_ice"
+    rooms = {path.name for path in package.iterdir() if (path / "__init__.py").is_file()}
+    up = set()
+    for path in package.glob("*/**/*.py"):
+        user = path.relative_to(package).parts[0]
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for used in {name.split(".")[1] for name in names if name.startswith("fastreid_ice.")} & rooms - {user}:
+                if LAYERS.get(user, PURE_LAYER) <= LAYERS.get(used, PURE_LAYER) and (user, used) not in EXCEPTIONS:
+                    up.add((user, used, path.name))
+    assert up == set()
+
+
+def test_the_picture_of_the_rooms_names_what_is_there():
+    """docs/images/make_architecture.py draws rooms and stations by name."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location(
+        "make_architecture", ROOT / "docs" / "images" / "make_architecture.py"
+    )
+    sys.path.insert(0, str(ROOT / "docs" / "images"))
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    package = ROOT / "fastreid_ice"
+    drawn = {name for layer in module.LAYERS for name, _, _ in layer}
+    assert drawn == {path.name for path in package.iterdir() if (path / "__init__.py").is_file()}
+    assert ("engine", "data") in module.imports_between() and ("data", "engine") not in module.imports_between()
+
+
+def test_no_public_name_hides_a_module():
+    """``from room import name`` means one thing: no function of a room's __init__ is called as one of its modules."""
+    import importlib
+
+    package = ROOT / "fastreid_ice"
+    for path in sorted(package.rglob("__init__.py")):
+        room = importlib.import_module(".".join(path.parent.relative_to(ROOT).parts))
+        modules = {entry.stem for entry in path.parent.iterdir() if entry.suffix == ".py" or entry.is_dir()}
+        hidden = [n for n in modules & set(vars(room)) if not isinstance(getattr(room, n), types.ModuleType)]
+        assert hidden == [], room.__name__

@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from fastreid_ice.files import replacing
-from fastreid_ice.report import contact_sheet, training_curves
 from fastreid_ice.report.contact_sheet import (
     COLUMN,
     FRAME,
@@ -17,10 +16,12 @@ from fastreid_ice.report.contact_sheet import (
     THUMBNAIL,
     UNKNOWN_FRAME,
     WRONG,
+    choose_rows,
+    contact_sheet,
     identity_colour,
 )
 from fastreid_ice.report.curves import COLOURS as LINE_COLOURS
-from fastreid_ice.report.curves import build_figure
+from fastreid_ice.report.curves import build_figure, training_curves
 
 
 @pytest.fixture
@@ -67,6 +68,33 @@ def test_equal_clusters_come_by_label(images, tmp_path):
     sheet = draw(images, tmp_path / "sheet.png", [3, 1, 3, 1, 2, 2, 0, 0, 4, 4], max_clusters=3)
     assert [shown(sheet, row, 0) for row in range(3)] == [6, 1, 4]
     assert sheet.height == HEADER + 3 * ROW + GAP
+
+
+def test_most_mixed_first(images, tmp_path):
+    # Cluster 4: three of identity 1. Cluster 2: two of 1, two of 2 (2 wrong). Cluster 0: one of 5, one of 6 (1 wrong).
+    labels, truth = [4, 4, 4, 2, 2, 2, 2, 0, 0, -1], [1, 1, 1, 1, 2, 2, 1, 5, 6, 9]
+    sheet = draw(images, tmp_path / "sheet.png", labels, true_ids=truth, order="mixed")
+    assert [shown(sheet, row, 0) for row in range(4)] == [3, 7, 0, 9]
+    largest = draw(images, tmp_path / "sheet.png", labels, true_ids=truth)
+    assert [shown(largest, row, 0) for row in range(4)] == [3, 0, 7, 9]
+
+
+def test_equally_many_wrong_images_weigh_more_in_a_small_cluster():
+    labels = np.array([3, 3, 3, 3, 1, 1, 1, 0, 0, 2, 2])
+    rows = choose_rows(
+        labels, np.array([1, 1, 1, 2, 7, 7, 8, 5, 5, 4, 4]), max_clusters=4, per_cluster=2, order="mixed"
+    )
+    assert [(row.label, row.majority, row.wrong) for row in rows] == [(1, 7, 1), (3, 1, 1), (0, 5, 0), (2, 4, 0)]
+    assert [row.shown.tolist() for row in rows[:2]] == [[4, 6], [0, 3]]
+    assert rows[1].members.tolist() == [0, 1, 2, 3]
+
+
+def test_mixed_needs_identities(images, tmp_path):
+    with pytest.raises(ValueError, match="true identities of these images are not known"):
+        contact_sheet(images, [0] * 10, out_path=tmp_path / "sheet.png", order="mixed")
+    with pytest.raises(ValueError, match="order is 'smallest'; choose one of largest, mixed"):
+        contact_sheet(images, [0] * 10, out_path=tmp_path / "sheet.png", order="smallest")
+    assert not (tmp_path / "sheet.png").exists()
 
 
 def test_frames_crosses_and_order_by_identity(images, tmp_path):
@@ -205,5 +233,6 @@ def test_no_pyplot(tmp_path):
     import subprocess
     import sys
 
-    code = "import sys, fastreid_ice.report; assert not {'matplotlib.pyplot', 'fastreid', 'torch'} & set(sys.modules)"
+    modules = "fastreid_ice.report.curves, fastreid_ice.report.contact_sheet"
+    code = f"import sys, {modules}; assert not {{'matplotlib.pyplot', 'fastreid', 'torch'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from fastreid_ice.cli.search import main
+from fastreid_ice.files import check_output
 from fastreid_ice.search import (
     SearchIndex,
-    check_output,
     default_index_folder,
     gallery,
     open_gallery,

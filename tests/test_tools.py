@@ -30,6 +30,14 @@ def test_train_then_evaluate(tmp_path):
     assert "Epoch 1: " not in (tmp_path / "again" / "log.txt").read_text()  # each run has its own log
 
 
+@pytest.mark.parametrize("pictures", [True, False])
+def test_a_run_ends_with_its_report(pictures, tmp_path):
+    run(arguments(tmp_path, **{"REPORT.ENABLED": True, "REPORT.PICTURES": pictures}))
+    page = (tmp_path / "report.html").read_text()
+    assert "SyntheticReID" not in page and "TinyReID" in page and "mAP" in page
+    assert ("data:image/jpeg" in page) == pictures
+
+
 def test_evaluating_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--eval-only needs MODEL.WEIGHTS"):
         run(arguments(tmp_path, eval_only=True))

@@ -18,7 +18,8 @@ from tabulate import tabulate
 from fastreid_ice.engine import ICETrainer, setup
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.model_zoo import get_config_file
-from fastreid_ice.report import contact_sheet, training_curves
+from fastreid_ice.report.contact_sheet import contact_sheet
+from fastreid_ice.report.curves import training_curves
 
 SCORES = ("mAP", "Rank-1", "Rank-5", "Rank-10")
 

@@ -11,9 +11,14 @@ from fastreid_ice.errors import closest
 # Command, its module in fastreid_ice.cli, and what it does.
 COMMANDS = {
     "train": ("train", "train or evaluate (tools/train_net.py)"),
+    "export": ("export", "a model for others: fastreid's zoo, ONNX, TorchScript, safetensors (tools/export_model.py)"),
     "table": ("table", "tables from the results of runs (tools/benchmark_table.py)"),
     "grid": ("grid", "train a grid of settings and seeds (tools/run_grid.py)"),
     "search": ("search", "find the images of a folder that are most similar to a query (tools/search.py)"),
+    "check": ("check_dataset", "look at a folder of images before training on it (tools/check_dataset.py)"),
+    "sweep": ("sweep_eps", "try values of eps and min_samples on the features of a run (tools/sweep_eps.py)"),
+    "label": ("label_images", "write down the identities that a run has found (tools/label_images.py)"),
+    "visualize": ("visualize", "the report of a run, or one of its pictures (tools/visualize.py)"),
     "demo": ("demo", "train on the embedded dataset and show what came out (tools/demo.py)"),
 }
 

@@ -18,8 +18,9 @@ from tabulate import tabulate
 
 import fastreid_ice
 from fastreid_ice.errors import told_in_one_line
+from fastreid_ice.files import check_output
 from fastreid_ice.report.ranking_sheet import ranking_sheet
-from fastreid_ice.search import check_output, search_folder
+from fastreid_ice.search import search_folder
 
 PICTURES = (".jpg", ".jpeg", ".pdf", ".png", ".webp")
 

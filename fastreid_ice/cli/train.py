@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 from fastreid.engine import default_argument_parser, launch
+from fastreid.utils import comm
 
 from fastreid_ice.engine import ICETrainer, setup
 from fastreid_ice.engine.checkpoints import load_weights
+from fastreid_ice.engine.reporting import write_report
 from fastreid_ice.errors import told_in_one_line
 
 
@@ -31,7 +33,10 @@ def run(args: Namespace) -> dict | None:
         return ICETrainer.test(cfg, model)
     trainer = ICETrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    scores = trainer.train()
+    if cfg.REPORT.ENABLED and comm.is_main_process():
+        write_report(trainer, cfg.REPORT.PICTURES)
+    return scores
 
 
 def main(argv: Sequence[str] | None = None) -> None:

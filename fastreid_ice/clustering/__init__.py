@@ -13,16 +13,20 @@ from fastreid_ice.clustering.prepare import prepare_features
 from fastreid_ice.clustering.quality import summarize
 from fastreid_ice.clustering.spherical_kmeans import kmeans
 from fastreid_ice.clustering.stages import dbscan, jaccard_distances, k_reciprocal_encoding, nearest_neighbors
+from fastreid_ice.clustering.tracks import TRACK_MODES, Tracks, check_tracks
 
 __all__ = [
     "METHODS",
+    "TRACK_MODES",
     "Clusterer",
     "ClusteringConfig",
     "ClusteringResult",
     "Costs",
     "ImageFacts",
+    "Tracks",
     "approximate_neighbors",
     "check_clusters",
+    "check_tracks",
     "cluster_features",
     "config_defaults",
     "dbscan",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # unions of types, on Python 3.9
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,19 @@ from fastreid_ice.clustering.config import ClusteringConfig
 from fastreid_ice.clustering.costs import Costs
 from fastreid_ice.clustering.methods import METHODS, ImageFacts
 from fastreid_ice.clustering.prepare import prepare_features
+from fastreid_ice.clustering.tracks import (
+    MUST_AND_CANNOT_LINK,
+    NONE,
+    TrackRows,
+    Tracks,
+    check_tracks,
+    conflicting_clusters,
+    separate_tracks,
+    track_rows,
+    track_spans,
+)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -25,7 +39,8 @@ class ClusteringResult:
         labels: (N,) int64 on the CPU, -1 = outlier, clusters numbered from 0 without gaps. "jaccard_dbscan" numbers
             them by their first core image.
         seconds: wall time per stage: "search", then on rank 0 "reciprocal", "jaccard", "dbscan"; or "kmeans"; or what
-            another method records; empty for "ground_truth".
+            another method records; empty for "ground_truth". CLUSTERING.TRACKS adds
+            "tracks" before them and "separation" behind.
         process_peak_mb: for the same stages, the most memory in MiB that the whole process had used from its start to
             the end of the stage, so that it never falls: resident memory, or allocated memory of the accelerator where
             the features are on one. Without entries where the system does not tell (Windows).
@@ -72,6 +87,7 @@ class Clusterer:
         camids: Sequence[int] | np.ndarray | Tensor | None = None,
         names: Sequence[str] | None = None,
         identities: Sequence[int] | np.ndarray | Tensor | None = None,
+        tracks: Tracks | None = None,
     ) -> ClusteringResult:
         """Cluster.
 
@@ -81,23 +97,57 @@ class Clusterer:
             names: N image paths for error messages.
             identities: (N,) true identities, if they are known; of the methods built in only "ground_truth" looks at
                 them.
+            tracks: of the N images, looked at where CLUSTERING.TRACKS says so.
 
         Returns:
             A ClusteringResult; the labels are the same on all ranks.
 
         Raises:
-            ValueError: features of a wrong shape or type or with NaN or infinite values; camids, names or identities of
-                another length; a method that needs what is not there, or returns something other than labels.
+            ValueError: features of a wrong shape or type or with NaN or infinite values; camids, names, identities or
+                tracks of another length; a method or CLUSTERING.TRACKS that needs what is not there; a method that
+                returns something other than labels.
         """
         on_cpu = "cpu" if self.config.backend == "numba" else None
         features = prepare_features(features, device=on_cpu, names=names)
-        images = _image_facts(len(features), camids, names, identities)
+        images = _image_facts(len(features), camids, names, identities, tracks)
         costs = Costs(features.device)
-        labels = self._labels(features, images, costs)
+        labels = self._track_labels(features, images, costs)
         return ClusteringResult(labels, costs.seconds, costs.process_peak_mb, costs.knn_recall)
 
+    def _track_labels(self, features: Tensor, images: ImageFacts, costs: Costs) -> Tensor:
+        """The labels of the images, with the tracks respected as CLUSTERING.TRACKS says."""
+        check_tracks(self.config.tracks, images.tracks)
+        if self.config.tracks == NONE or images.tracks is None:
+            return self._labels(features, images, costs)
+        with costs.stage("tracks"):
+            rows = track_rows(images.tracks.ids)
+            features = rows.mean(features)
+        labels = self._labels(features, _facts_of_rows(images, rows), costs)
+        if self.config.tracks == MUST_AND_CANNOT_LINK:
+            with costs.stage("separation"):
+                labels = self._separated(features, labels, images.tracks, rows)
+        return labels[rows.of_image]
+
+    def _separated(self, features: Tensor, labels: Tensor, tracks: Tracks, rows: TrackRows) -> Tensor:
+        """Computed by the first rank, for the others too."""
+        separated = None
+        if distributed.is_first():
+            spans = track_spans(tracks, rows)
+            broken = conflicting_clusters(labels.numpy(), spans)
+            separated = torch.from_numpy(separate_tracks(features.cpu().numpy(), labels.numpy(), spans))
+            logger.info(
+                "Tracks: %d of %d clusters held tracks that one camera sees at the same time; %d clusters without",
+                len(broken),
+                int(labels.max()) + 1,
+                int(separated.max()) + 1,
+            )
+        if distributed.in_group():
+            return distributed.broadcast_labels(separated, len(labels))
+        assert separated is not None
+        return separated
+
     def _labels(self, features: Tensor, images: ImageFacts, costs: Costs) -> Tensor:
-        """The method's labels, checked, the same on all ranks."""
+        """The method's labels of all rows, checked, the same on all ranks."""
         method = METHODS[self.config.method]
         labels = None
         if method.collective or distributed.is_first():
@@ -157,15 +207,27 @@ def _image_facts(
     camids: Sequence[int] | np.ndarray | Tensor | None,
     names: Sequence[str] | None,
     identities: Sequence[int] | np.ndarray | Tensor | None,
+    tracks: Tracks | None = None,
 ) -> ImageFacts:
     """Put together what is known about the images; a list of another length is an error."""
-    for what, values in (("camera ids", camids), ("names", names), ("identities", identities)):
+    for what, values in (("camera ids", camids), ("names", names), ("identities", identities), ("tracks", tracks)):
         if values is not None and len(values) != images:
             raise ValueError(f"Clustering got {images} features but {len(values)} {what}.")
     return ImageFacts(
         camids=None if camids is None else torch.as_tensor(camids).cpu().long(),
         identities=None if identities is None else torch.as_tensor(identities).cpu().long(),
         names=None if names is None else tuple(names),
+        tracks=tracks,
+    )
+
+
+def _facts_of_rows(images: ImageFacts, rows: TrackRows) -> ImageFacts:
+    """What is known of the first image of each row."""
+    first = rows.first_image
+    return ImageFacts(
+        camids=None if images.camids is None else images.camids[first],
+        identities=None if images.identities is None else images.identities[first],
+        names=None if images.names is None else tuple(images.names[i] for i in first.tolist()),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 
 from fastreid_ice.clustering.methods import METHODS
+from fastreid_ice.clustering.tracks import NONE, TRACK_MODES
 
 SEARCHES = ("exact", "ivf", "hnsw")
 BACKENDS = ("auto", "numba", "torch")
@@ -29,6 +30,11 @@ class ClusteringConfig:
         knn_recall: CLUSTERING.KNN_RECALL. Share of the true neighbours that "ivf" and "hnsw" are to find, in (0, 1]:
             they search as thoroughly as a sample of the images needs for it.
         num_clusters: CLUSTERING.NUM_CLUSTERS. Number of clusters of "kmeans"; not used by "jaccard_dbscan".
+        tracks: CLUSTERING.TRACKS. What trackers' tracks mean: "none" (nothing), "must_link" (the images of one track
+            are one person: a track is clustered as one row, the mean of its images' features) or "must_and_cannot_link"
+            (also, two tracks of one camera at the same time are two people: a cluster that holds such tracks is split,
+            see :func:`~fastreid_ice.clustering.tracks.separate_tracks`). Then k1, k2, min_samples and num_clusters
+            count tracks, and an image of no track is a track of one image.
         memory_budget_mb: CLUSTERING.MEMORY_BUDGET_MB. Bounds the scratch memory of a chunk, in MiB; no result depends
             on it.
         backend: CLUSTERING.BACKEND. "numba" (compiled CPU kernels; features on an accelerator are copied to the CPU),
@@ -49,6 +55,7 @@ class ClusteringConfig:
     knn: str = "exact"
     knn_recall: float = 0.9
     num_clusters: int = 0
+    tracks: str = NONE
     memory_budget_mb: int = 256
     backend: str = "auto"
     allow_tf32: bool = False
@@ -59,6 +66,7 @@ class ClusteringConfig:
         _require_choice("METHOD", self.method, METHODS)
         _require_choice("KNN", self.knn, SEARCHES)
         _require_choice("BACKEND", self.backend, BACKENDS)
+        _require_choice("TRACKS", self.tracks, TRACK_MODES)
         for key in ("k1", "k2", "min_samples", "memory_budget_mb"):
             if getattr(self, key) < 1:
                 raise ValueError(f"CLUSTERING.{key.upper()} is {getattr(self, key)}; it must be at least 1.")

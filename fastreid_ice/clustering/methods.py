@@ -14,6 +14,7 @@ from fastreid_ice.clustering.approximate import approximate_neighbors
 from fastreid_ice.clustering.costs import Costs
 from fastreid_ice.clustering.spherical_kmeans import kmeans
 from fastreid_ice.clustering.stages import dbscan, jaccard_distances, k_reciprocal_encoding, nearest_neighbors
+from fastreid_ice.clustering.tracks import Tracks
 
 if TYPE_CHECKING:
     from fastreid_ice.clustering.config import ClusteringConfig
@@ -27,11 +28,14 @@ class ImageFacts:
         camids: (N,) int64 on the CPU, cameras; None when the training is to ignore them.
         identities: (N,) int64 on the CPU, true identities; None for images without labels.
         names: N paths, for messages.
+        tracks: of N images, the trackers' tracks; CLUSTERING.TRACKS applies them, a method need not. Where it does,
+            the method is given a row for each track, with the facts of the track's first image.
     """
 
     camids: Tensor | None = None
     identities: Tensor | None = None
     names: tuple[str, ...] | None = None
+    tracks: Tracks | None = None
 
 
 class ClusterFunction(Protocol):

@@ -49,8 +49,18 @@ def repair_launch() -> None:
 def requested_device(args: Sequence[Any]) -> str | torch.device:
     """``MODEL.DEVICE`` as the parsed command line among ``args`` asks for it, else the device in use.
 
-    Its ``opts`` count before its ``config_file``, as in every training script of fastreid.
+    Its ``opts`` count before its ``config_file``, as in every training script of fastreid. What cannot be read is left
+    to the script to complain of.
     """
+    try:
+        device = _named_device(args)
+        torch.device(device)
+        return device
+    except Exception:  # whatever is wrong with a file or a name
+        return device_in_use()
+
+
+def _named_device(args: Sequence[Any]) -> str | torch.device:
     for arguments in args:
         opts = list(getattr(arguments, "opts", None) or [])
         for key, value in reversed(list(zip(opts[::2], opts[1::2]))):

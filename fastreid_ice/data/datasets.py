@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
@@ -21,6 +21,9 @@ from fastreid.data.datasets.msmt17 import MSMT17
 from fastreid.utils import comm
 from torch import Tensor
 
+import fastreid_ice.data.folder  # noqa: F401  (registers UnlabeledFolder)
+from fastreid_ice.clustering import Tracks, check_tracks
+from fastreid_ice.data.numbering import number_names
 from fastreid_ice.errors import look_up
 from fastreid_ice.synthetic import render_synthetic_reid
 
@@ -39,11 +42,16 @@ class TrainingImages:
         camids: (N,) int64 cameras, numbered 0..n-1 over the whole training set; all 0 where cameras are not used.
         identities: (N,) int64 true identities, numbered 0..m-1, or None where they are not known; for scores and the
             upper bound only.
+        tracks: of the N images, or None where no dataset has any. Their cameras are known though
+            ``DATASETS.USE_CAMERAS`` is False.
+        camera_names: N cameras as the datasets call them, whether they are used or not; None where one is not known.
     """
 
     paths: tuple[str, ...]
     camids: Tensor
     identities: Tensor | None = None
+    tracks: Tracks | None = None
+    camera_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -53,34 +61,50 @@ def load_training_images(cfg: CfgNode) -> TrainingImages:
     """The training images of ``DATASETS.NAMES``, through fastreid's dataset registry.
 
     A dataset may list None for identities that it does not know; then there are none. With ``DATASETS.USE_CAMERAS
-    False`` all images have camera 0.
+    False`` all images have camera 0. A dataset may have an attribute ``tracks``: path -> (track, frame or None), the
+    track unique within the dataset.
 
     Raises:
         FileNotFoundError: a dataset's folder is not there, or holds no training image.
-        ValueError: an unknown dataset, or one without camera ids while they are used.
+        ValueError: an unknown dataset, or one without camera ids while they are used, or without what
+            ``CLUSTERING.TRACKS`` needs.
     """
     items: list[Item] = []
+    tracks: dict[str, tuple[Any, int | None]] = {}
     for name in cfg.DATASETS.NAMES:
-        dataset = load_dataset(name, "DATASETS.NAMES", combineall=cfg.DATASETS.COMBINEALL)
+        dataset = load_dataset(cfg, name, "DATASETS.NAMES", combineall=cfg.DATASETS.COMBINEALL)
         if not dataset.train:
             raise FileNotFoundError(f"{name} of DATASETS.NAMES has no training image under {_root()}")
         if cfg.DATASETS.USE_CAMERAS and any(item[2] is None for item in dataset.train):
             raise ValueError(
                 f"{name} of DATASETS.NAMES has images without camera ids. Train camera-agnostic: DATASETS.USE_CAMERAS "
-                "False, and no CrossCameraLoss in MODEL.LOSSES.NAME (as configs/ICE/market_agnostic.yml)."
+                "False, and no CrossCameraLoss in MODEL.LOSSES.NAME (as configs/ICE/own.yml)."
             )
         if comm.is_main_process():
             dataset.show_train()
         items += dataset.train
+        tracks.update({path: ((name, track), frame) for path, (track, frame) in getattr(dataset, "tracks", {}).items()})
     items.sort(key=lambda item: item[0])
     cameras = [item[2] for item in items] if cfg.DATASETS.USE_CAMERAS else [0] * len(items)
-    return TrainingImages(tuple(str(item[0]) for item in items), _numbered(cameras), _identities(items))
+    images = TrainingImages(
+        tuple(str(item[0]) for item in items),
+        _numbered(cameras),
+        _identities(items),
+        _tracks(items, tracks),
+        None if any(item[2] is None for item in items) else tuple(str(item[2]) for item in items),
+    )
+    check_tracks(cfg.CLUSTERING.TRACKS, images.tracks)
+    return images
 
 
-def load_dataset(name: str, key: str, **options: Any) -> ImageDataset:
+def load_dataset(cfg: CfgNode, name: str, key: str, **options: Any) -> ImageDataset:
     """A dataset of fastreid's registry, with its lists ``train``, ``query`` and ``gallery``.
 
+    A dataset that needs the config has a class method ``from_config(cfg, key, **options)``, which is called instead of
+    the class; its messages are complete.
+
     Args:
+        cfg: the config.
         name: under which it is registered.
         key: the config key that names it, for messages.
         options: handed to the dataset.
@@ -90,6 +114,8 @@ def load_dataset(name: str, key: str, **options: Any) -> ImageDataset:
         ValueError: no such dataset.
     """
     kind = look_up(DATASET_REGISTRY, name, key, "One of your own is registered in a module of MODEL.ICE.IMPORTS.")
+    if hasattr(kind, "from_config"):
+        return kind.from_config(cfg, key, **options)
     try:
         dataset = kind(root=fastreid_build._root, **options)
         dataset.train, dataset.query, dataset.gallery  # noqa: B018  (datasets may list their files only now)
@@ -100,14 +126,14 @@ def load_dataset(name: str, key: str, **options: Any) -> ImageDataset:
         ) from error
 
 
-def load_test_images(name: str) -> ImageDataset:
+def load_test_images(cfg: CfgNode, name: str) -> ImageDataset:
     """A dataset of ``DATASETS.TESTS`` that has queries and a gallery.
 
     Raises:
         FileNotFoundError: it is not there, or one of the two is empty.
         ValueError: no such dataset.
     """
-    dataset = load_dataset(name, "DATASETS.TESTS")
+    dataset = load_dataset(cfg, name, "DATASETS.TESTS")
     if not dataset.query or not dataset.gallery:
         raise FileNotFoundError(
             f"{name} of DATASETS.TESTS has {len(dataset.query)} queries and {len(dataset.gallery)} gallery images "
@@ -129,16 +155,26 @@ def _identities(items: Sequence[Item]) -> Tensor | None:
     return None
 
 
+def _tracks(items: Sequence[Item], tracks: Mapping[str, tuple[Any, int | None]]) -> Tracks | None:
+    """The tracks of the items, with cameras and frames where those of all tracks are known."""
+    if not tracks:
+        return None
+    known = [tracks.get(str(item[0])) for item in items]
+    number: dict[Any, int] = {}
+    ids = [-1 if entry is None else number.setdefault(entry[0], len(number)) for entry in known]
+    cameras = [None if entry is None else item[2] for item, entry in zip(items, known)]
+    without_cameras = any(entry is not None and camera is None for camera, entry in zip(cameras, known))
+    without_frames = any(entry is not None and entry[1] is None for entry in known)
+    return Tracks(
+        torch.tensor(ids),
+        None if without_cameras else _numbered([str(camera) for camera in cameras]),
+        None if without_frames else torch.tensor([0 if entry is None else entry[1] for entry in known]),
+    )
+
+
 def _numbered(values: Sequence[Any]) -> Tensor:
-    """(N,) int64: each value's rank among the distinct ones, numbers within text by size ("cam_10" after "cam_9")."""
-    order = sorted(set(values), key=_natural)
-    number = {value: i for i, value in enumerate(order)}
-    return torch.tensor([number[value] for value in values], dtype=torch.int64)
-
-
-def _natural(value: Any) -> list:
-    parts = re.split(r"(\d+)", value) if isinstance(value, str) else ["", value]
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
+    """(N,) int64, see :func:`fastreid_ice.data.numbering.number_names`."""
+    return torch.from_numpy(number_names(values))
 
 
 @DATASET_REGISTRY.register()

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from fastreid_ice.data.folder_table import read_table, some
+from fastreid_ice.data.numbering import natural_key, number_names
 from fastreid_ice.image_files import IMAGE_EXTENSIONS, find_duplicates, find_images, find_unreadable
 
 __all__ = ["IMAGE_EXTENSIONS", "FolderScan", "find_duplicates", "find_unreadable", "number_names", "scan_folder"]
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 SOURCES = ("none", "folder", "pattern", "csv")
 GROUPS = ("camera", "identity", "track", "frame", "score")
+LISTED = 10  # files that cannot be read, in a message
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class FolderScan:
             return None
         if self.camera_names is None:
             return number_names(self.track_names)
-        return _numbered(list(zip(map(_natural, self.camera_names), map(_natural, self.track_names))))
+        return number_names(list(zip(map(natural_key, self.camera_names), map(natural_key, self.track_names))))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -149,29 +151,6 @@ def scan_folder(
     )
 
 
-def number_names(names: Sequence[str]) -> np.ndarray:
-    """(N,) int64: the place of each name among the different ones, numbers within names by size.
-
-    Number query and gallery together, so that both give an identity the same number.
-
-    Example:
-        >>> number_names(["cam10", "cam9", "cam10"]).tolist()
-        [1, 0, 1]
-    """
-    return _numbered([_natural(name) for name in names])
-
-
-def _numbered(keys: list) -> np.ndarray:
-    place = {key: number for number, key in enumerate(sorted(set(keys)))}
-    return np.array([place[key] for key in keys], dtype=np.int64)
-
-
-def _natural(name: str) -> tuple:
-    """A key by which "cam9" comes before "cam10"; different names have different keys."""
-    parts = re.split(r"([0-9]+)", name)
-    return (*(int(part) if i % 2 else part for i, part in enumerate(parts)), name)
-
-
 def _check_sources(
     sources: Mapping[str, str], pattern: str | None, csv: str | os.PathLike | None
 ) -> re.Pattern[str] | None:
@@ -206,7 +185,7 @@ def _readable(
     bad = [(by_path[path], why) for path, why in find_unreadable(list(by_path), workers)]
     if not bad:
         return names, ()
-    listed = "; ".join(f"{name}: {why}" for name, why in bad)
+    listed = "; ".join(f"{name}: {why}" for name, why in bad[:LISTED]) + ("; ..." if len(bad) > LISTED else "")
     if not skip:
         raise ValueError(
             f"{len(bad)} of {len(names)} images in {folder} cannot be read: {listed}. Remove them, or skip them "
@@ -262,4 +241,4 @@ def _numbers(
 def count_names(names: Sequence[str]) -> dict[str, int]:
     """How often each name occurs, in the order of the names, numbers within names by size."""
     counts = Counter(names)
-    return {name: counts[name] for name in sorted(counts, key=_natural)}
+    return {name: counts[name] for name in sorted(counts, key=natural_key)}

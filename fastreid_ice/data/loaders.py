@@ -159,7 +159,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> tuple[Any, int]:
     Returns:
         loader, and the number of queries.
     """
-    dataset = load_test_images(dataset_name)
+    dataset = load_test_images(cfg, dataset_name)
     if comm.is_main_process():
         dataset.show_test()
     images = ReadableImages(dataset.query + dataset.gallery, build_transforms(cfg, is_train=False), relabel=False)

@@ -171,7 +171,7 @@ def check_config(cfg: CfgNode) -> None:
     if "CrossCameraLoss" in cfg.MODEL.LOSSES.NAME and not cfg.DATASETS.USE_CAMERAS:
         raise ValueError(
             "MODEL.LOSSES.NAME has CrossCameraLoss, which needs camera ids, but DATASETS.USE_CAMERAS is False. Leave "
-            "the loss out, as configs/ICE/market_agnostic.yml does."
+            "the loss out, as configs/ICE/market_agnostic.yml and own.yml do."
         )
     clustering_config(cfg, seed=0)
     processes = comm.get_world_size()

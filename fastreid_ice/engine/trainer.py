@@ -56,7 +56,7 @@ class ICETrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         check_config(cfg)
         for name in cfg.DATASETS.TESTS:
-            load_test_images(name)  # a missing one is an error now, not after the first epoch
+            load_test_images(cfg, name)  # a missing one is an error now, not after the first epoch
         self.run_state = RunState(cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
         logger.info("Seed %d", self.run_state.seed)
         seed_all_rng(self.run_state.seed)

@@ -7,12 +7,12 @@ each image's place among them is looked up instead.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numba import njit
+
+from fastreid_ice.parallel import map_rows
 
 # Gallery images compared with a match at once.
 STRIP = 128
@@ -41,22 +41,6 @@ class Relevant(NamedTuple):
     match_bounds: np.ndarray
     junk: np.ndarray
     junk_bounds: np.ndarray
-
-
-def map_rows(kernel: Callable[[int, int], None], rows: int) -> None:
-    """Call ``kernel(start, stop)`` for chunks of range(rows), in as many threads as torch uses.
-
-    The kernels release the interpreter lock. Plain threads leave nothing behind that a later fork could trip over.
-    """
-    threads = torch.get_num_threads()
-    size = max(1, -(-rows // (8 * threads)))
-    chunks = [(start, min(start + size, rows)) for start in range(0, rows, size)]
-    if threads == 1 or len(chunks) == 1:
-        for start, stop in chunks:
-            kernel(start, stop)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda chunk: kernel(*chunk), chunks))
 
 
 def ranks_of_matches(similarities: np.ndarray, relevant: Relevant) -> np.ndarray:
@@ -191,7 +175,7 @@ def _search(row, scores, ids, before):
     count = len(ids)
     last = BINS_PER_MATCH * count  # for images behind all matches; bin 0 for those before all
     width = (scores[0] - scores[-1]) / (last - 2)
-    scale = row.dtype.type(1 / width if 1e-30 < width < np.inf else 0)  # 0: all in one bin
+    scale = row.dtype.type(1 / width if width > 1e-30 else 0)  # 0: all in one bin
     bins = np.empty(max(STRIP, count), np.int32)
     _assign_bins(scores, scores[0], scale, last, bins)
     table = np.zeros(last + 2, np.int32)  # matches in the bins before each

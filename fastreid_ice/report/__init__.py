@@ -1,6 +1,1 @@
-"""Pictures of a run: the clusters found and the curves."""
-
-from fastreid_ice.report.contact_sheet import contact_sheet
-from fastreid_ice.report.curves import training_curves
-
-__all__ = ["contact_sheet", "training_curves"]
+"""What came out of runs: manifests, tables, curves, pictures, a page. Nothing is loaded here."""

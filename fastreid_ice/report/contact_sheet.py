@@ -18,6 +18,7 @@ from fastreid_ice.files import replacing
 logger = logging.getLogger(__name__)
 
 OUTLIER = -1
+ORDERS = ("largest", "mixed")
 
 # Sizes in pixels.
 THUMBNAIL = (64, 128)
@@ -33,12 +34,23 @@ UNKNOWN_FRAME = (176, 180, 188)
 
 
 @dataclass(frozen=True)
-class _Row:
-    """Images of one cluster, or of the outliers, in the order in which they are shown."""
+class Row:
+    """Images of one cluster, or of the outliers.
+
+    Attributes:
+        label: of the cluster, -1 for the outliers.
+        members: (M,) int64, all its images: those of the majority first, then by identity and camera.
+        shown: (k,) int64, k of these, evenly spaced, so that mistakes are not hidden behind the first few.
+        majority: true identity of most members (the smallest number among equally many); None where the identities
+            are unknown, and for the outliers.
+        wrong: number of members of another identity than the majority; None where there is no majority.
+    """
 
     label: int
-    indices: np.ndarray
-    majority: int | None  # true identity of most members, when known
+    members: np.ndarray
+    shown: np.ndarray
+    majority: int | None
+    wrong: int | None
 
 
 def contact_sheet(
@@ -50,8 +62,9 @@ def contact_sheet(
     out_path: str | os.PathLike,
     max_clusters: int = 12,
     per_cluster: int = 8,
+    order: str = "largest",
 ) -> Path:
-    """Draw the largest clusters, one row each, and the outliers in a last row.
+    """Draw the largest or the most mixed clusters, one row each, and the outliers in a last row.
 
     Where true identities are known, the colour of a frame stands for the identity, and members who are not of their
     cluster's majority wear a red cross in the corner. A row shows its cluster in proportion: evenly spaced over the
@@ -63,30 +76,29 @@ def contact_sheet(
         true_ids: N identities, or None when they are unknown.
         camids: N camera numbers, shown as they are, or None.
         out_path: file to write; its ending chooses the format.
-        max_clusters: number of rows for clusters. Equally large clusters come in the order of their labels.
+        max_clusters: number of rows for clusters.
         per_cluster: number of thumbnails in a row.
+        order: "largest" or "mixed" first, see :func:`choose_rows`.
 
     Returns:
         ``out_path``.
 
     Raises:
-        ValueError: lengths differ, or there is nothing to draw.
+        ValueError: lengths differ, there is nothing to draw, or the order is unknown or needs identities.
         FileNotFoundError: an image to be shown is missing.
     """
     _check_lengths(image_paths, labels=labels, true_ids=true_ids, camids=camids)
-    if max_clusters < 1 or per_cluster < 1:
-        raise ValueError(f"max_clusters ({max_clusters}) and per_cluster ({per_cluster}) must be at least 1.")
     clusters = np.asarray(labels)
     identities = None if true_ids is None else np.asarray(true_ids)
     cameras = None if camids is None else np.asarray(camids)
-    rows = _choose_rows(clusters, identities, cameras, max_clusters, per_cluster)
+    rows = choose_rows(clusters, identities, cameras, max_clusters=max_clusters, per_cluster=per_cluster, order=order)
     sheet = Image.new("RGB", (LEFT + per_cluster * COLUMN + GAP, HEADER + len(rows) * ROW + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
-    _draw_header(draw, clusters, identities, rows)
+    _draw_header(draw, clusters, identities, rows, order)
     for number, row in enumerate(rows):
         top = HEADER + number * ROW
-        _draw_caption(draw, top, row, clusters, identities)
-        for column, index in enumerate(row.indices):
+        _draw_caption(draw, top, row, identities)
+        for column, index in enumerate(row.shown):
             corner = (LEFT + column * COLUMN, top)
             identity = None if identities is None else int(identities[index])
             camera = None if cameras is None else int(cameras[index])
@@ -114,35 +126,72 @@ def _check_lengths(image_paths: Sequence, **others: Sequence | None) -> None:
             raise ValueError(f"{name} has {len(values)} entries, but there are {len(image_paths)} image_paths.")
 
 
-def _shown(rows: list[_Row], labels: np.ndarray) -> tuple[int, int]:
+def _shown(rows: list[Row], labels: np.ndarray) -> tuple[int, int]:
     return sum(row.label != OUTLIER for row in rows), len(set(labels.tolist()) - {OUTLIER})
 
 
-def _choose_rows(
+def choose_rows(
     labels: np.ndarray,
-    identities: np.ndarray | None,
-    cameras: np.ndarray | None,
+    identities: np.ndarray | None = None,
+    cameras: np.ndarray | None = None,
+    *,
     max_clusters: int,
     per_cluster: int,
-) -> list[_Row]:
-    sizes = Counter(labels[labels != OUTLIER].tolist())
-    chosen = sorted(sizes, key=lambda label: (-sizes[label], label))[:max_clusters]
+    order: str = "largest",
+) -> list[Row]:
+    """Which clusters to show, which of their images, and in which order; the outliers come last.
+
+    Args:
+        labels: (N,) pseudo labels; -1 is an outlier.
+        identities: (N,) true identities, or None.
+        cameras: (N,) camera numbers, or None; they only sort the images of a row.
+        max_clusters, per_cluster: how many clusters, and images of each, to show at most.
+        order: "largest": by size; "mixed": by the number of images that are not of the cluster's majority, then by
+            their share. What is equal comes in the order of the labels.
+
+    Raises:
+        ValueError: another order, "mixed" without identities, or a number below 1.
+    """
+    if max_clusters < 1 or per_cluster < 1:
+        raise ValueError(f"max_clusters ({max_clusters}) and per_cluster ({per_cluster}) must be at least 1.")
+    if order not in ORDERS:
+        raise ValueError(f"order is {order!r}; choose one of {', '.join(ORDERS)}.")
+    if order == "mixed" and identities is None:
+        raise ValueError(
+            "The most mixed clusters cannot be found: the true identities of these images are not known. "
+            "Show the largest first."
+        )
+    chosen = _ordered(labels, identities, order)[:max_clusters]
     if (labels == OUTLIER).any():
         chosen.append(OUTLIER)
-    rows = []
-    for label in chosen:
-        members = np.flatnonzero(labels == label)
-        majority = _majority(identities[members]) if identities is not None and label != OUTLIER else None
-        members = _in_order(members, majority, identities, cameras)
-        picks = np.linspace(0, len(members) - 1, min(per_cluster, len(members))).round().astype(int)
-        rows.append(_Row(label, members[picks], majority))
-    return rows
+    return [_row(label, np.flatnonzero(labels == label), identities, cameras, per_cluster) for label in chosen]
 
 
-def _majority(identities: np.ndarray) -> int:
-    """The most frequent identity; the smallest number among equally frequent ones."""
+def _ordered(labels: np.ndarray, identities: np.ndarray | None, order: str) -> list[int]:
+    """All clusters, those to be seen first in front."""
+    sizes = Counter(labels[labels != OUTLIER].tolist())
+    if order == "largest" or identities is None:
+        return sorted(sizes, key=lambda label: (-sizes[label], label))
+    wrong = {label: sizes[label] - _most(identities[labels == label])[1] for label in sizes}
+    return sorted(sizes, key=lambda label: (-wrong[label], sizes[label], label))
+
+
+def _row(
+    label: int, members: np.ndarray, identities: np.ndarray | None, cameras: np.ndarray | None, per_cluster: int
+) -> Row:
+    majority = wrong = None
+    if identities is not None and label != OUTLIER:
+        majority, count = _most(identities[members])
+        wrong = len(members) - count
+    members = _in_order(members, majority, identities, cameras)
+    picks = np.linspace(0, len(members) - 1, min(per_cluster, len(members))).round().astype(int)
+    return Row(label, members, members[picks], majority, wrong)
+
+
+def _most(identities: np.ndarray) -> tuple[int, int]:
+    """The most frequent identity, the smallest number among equally frequent ones; and how often it is there."""
     values, counts = np.unique(identities, return_counts=True)
-    return int(values[counts.argmax()])
+    return int(values[counts.argmax()]), int(counts.max())
 
 
 def _in_order(
@@ -158,12 +207,13 @@ def _in_order(
 
 
 def _draw_header(
-    draw: ImageDraw.ImageDraw, labels: np.ndarray, identities: np.ndarray | None, rows: list[_Row]
+    draw: ImageDraw.ImageDraw, labels: np.ndarray, identities: np.ndarray | None, rows: list[Row], order: str
 ) -> None:
     shown, clusters = _shown(rows, labels)
     outliers = int((labels == OUTLIER).sum())
     first = ", ".join((_count(clusters, "cluster"), _count(outliers, "outlier"), _count(len(labels), "image")))
-    second = f"{shown} largest clusters" if shown < clusters else "all clusters"
+    which = "largest" if order == "largest" else "most mixed"
+    second = f"{shown} {which} clusters" if shown < clusters else f"all clusters, {which} first"
     if identities is not None:
         first += f"; {_count(len(set(identities.tolist())), 'true identity', 'true identities')}"
         second += "; frame colour = true identity; red cross = not the cluster's majority"
@@ -175,15 +225,12 @@ def _count(number: int, one: str, more: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
-def _draw_caption(
-    draw: ImageDraw.ImageDraw, top: int, row: _Row, labels: np.ndarray, identities: np.ndarray | None
-) -> None:
-    members = labels == row.label
+def _draw_caption(draw: ImageDraw.ImageDraw, top: int, row: Row, identities: np.ndarray | None) -> None:
     title = "outliers" if row.label == OUTLIER else f"cluster {row.label}"
-    lines = [_count(int(members.sum()), "image")]
-    if row.majority is not None and identities is not None:
-        lines.append(_count(len(set(identities[members].tolist())), "identity", "identities"))
-        lines.append(f"{(identities[members] == row.majority).mean():.0%} pure")
+    lines = [_count(len(row.members), "image")]
+    if row.wrong is not None and identities is not None:
+        lines.append(_count(len(set(identities[row.members].tolist())), "identity", "identities"))
+        lines.append(f"{1 - row.wrong / len(row.members):.0%} pure")
     draw.text((GAP, top + 8), title, fill=INK, font=ImageFont.load_default(17))
     for number, line in enumerate(lines):
         draw.text((GAP, top + 34 + 19 * number), line, fill=FAINT, font=ImageFont.load_default(14))

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fastreid_ice.files import replacing
+from fastreid_ice.report.axes import style_axes
 
 logger = logging.getLogger(__name__)
 
@@ -117,13 +118,7 @@ def _series(records: Sequence[Mapping[str, float]], key: str) -> tuple[list[floa
 
 
 def _style(axes: Axes, name: str, unit: str) -> None:
-    axes.set_title(name, fontsize=11, loc="left")
-    axes.set_xlabel("epoch", fontsize=9)
-    axes.set_ylabel(unit, fontsize=9)
-    axes.tick_params(labelsize=9)
-    axes.grid(color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes(axes, name, "epoch", unit)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 

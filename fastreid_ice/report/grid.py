@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fastreid_ice.files import replacing
-from fastreid_ice.report.manifest import FILE_NAME, read_json, read_manifest
+from fastreid_ice.report.manifest import FILE_NAME, read_manifest
+from fastreid_ice.report.reading import read_json, read_yaml
 from fastreid_ice.report.tables.build import short_names
 
 logger = logging.getLogger(__name__)
@@ -138,12 +137,7 @@ def read_grid(path: str | os.PathLike) -> tuple[dict[str, list[str]], list[int]]
         FileNotFoundError, ValueError: one line that names the file and what is wrong.
     """
     path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid yaml ({' '.join(str(error).split())})") from None
+    content = read_yaml(path)
     if not isinstance(content, dict) or set(content) - {"grid", "seeds"}:
         raise ValueError(f"{path}: needs 'grid' (KEY: [VALUE, ...]) and may have 'seeds', nothing else")
     grid, seeds = content.get("grid") or {}, content.get("seeds") or []

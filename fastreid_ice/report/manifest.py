@@ -16,6 +16,7 @@ from typing import Any
 
 from fastreid_ice.files import replacing
 from fastreid_ice.report.environment import commit, machine, versions
+from fastreid_ice.report.reading import read_json
 
 FORMAT = 1
 FILE_NAME = "run.json"
@@ -50,7 +51,7 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "hours": (int, float),
     "device": str,
 }
-_PATH_KEY = re.compile(r"(^|[._])(PATH|DIR|ROOT|WEIGHTS|FILE|CSV|MODEL_CONFIG)$")
+_PATH_KEY = re.compile(r"(^|[._])(PATH|DIR|ROOT|WEIGHTS|FILE|CSV|QUERY|GALLERY|MODEL_CONFIG)$")
 _ABSOLUTE = re.compile(r"^([/~\\]|[A-Za-z]:[/\\])")
 
 
@@ -198,22 +199,6 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
     return manifest
 
 
-def read_json(path: Path) -> Any:
-    """Parse a json file.
-
-    Raises:
-        FileNotFoundError, ValueError: with one line that names the file.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid json ({error.msg}, line {error.lineno})") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not a text file") from None
-
-
 def best_record(records: Sequence[Mapping[str, Any]], tests: Sequence[str]) -> Mapping[str, Any] | None:
     """The evaluated row that is marked ``best``, else the one whose mean of mAP and Rank-1 over the tests is highest.
 
@@ -298,7 +283,7 @@ def _plain(value: Any, key: str) -> Any:
         return plain_config(value)
     if isinstance(value, (list, tuple)):
         return [_plain(item, key) for item in value]
-    if value is None or isinstance(value, (bool, int, float)):
+    if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
         return value
     text = str(value)
     if _PATH_KEY.search(key) or _ABSOLUTE.match(text):

@@ -11,7 +11,7 @@ from fastreid_ice.search.gallery import (
     update_index,
 )
 from fastreid_ice.search.index import FileState, Fingerprint, SearchIndex
-from fastreid_ice.search.results import GalleryUpdate, SearchResult, check_output
+from fastreid_ice.search.results import GalleryUpdate, SearchResult
 
 __all__ = [
     "EmbeddingModel",
@@ -20,7 +20,6 @@ __all__ = [
     "GalleryUpdate",
     "SearchIndex",
     "SearchResult",
-    "check_output",
     "default_index_folder",
     "open_gallery",
     "search_folder",

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from fastreid_ice.files import replacing
+from fastreid_ice.files import write_csv
 
 COLUMNS = ("query", "rank", "similarity", "path")
 
@@ -62,31 +59,5 @@ class SearchResult:
 
     def write_csv(self, path: str | os.PathLike) -> None:
         """Write :meth:`rows` under a header."""
-        with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows((query, rank, f"{similarity:.6f}", path) for query, rank, similarity, path in self.rows())
-
-
-def check_output(path: str | os.PathLike, endings: Collection[str] = ()) -> None:
-    """Refuse a file that could not be written at the end, before the work begins.
-
-    Args:
-        path: file to write later; missing folders will be made.
-        endings: with the dot, in small letters, that are possible; none: any.
-
-    Raises:
-        ValueError: another ending.
-        IsADirectoryError: it is a folder.
-        NotADirectoryError, PermissionError: its folder is a file, or may not be written.
-    """
-    path = Path(path)
-    if endings and path.suffix.lower() not in endings:
-        raise ValueError(f"{path} cannot be written: its name must end in one of {', '.join(sorted(endings))}.")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} cannot be written: it is a folder.")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise NotADirectoryError(f"{path} cannot be written: {above} is a file.")
-    if not os.access(above, os.W_OK):
-        raise PermissionError(f"{path} cannot be written: the folder {above} is read-only for you.")
+        rows = ((query, rank, f"{similarity:.6f}", found) for query, rank, similarity, found in self.rows())
+        write_csv(path, COLUMNS, rows)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastreid_ice.clustering.definitions import half_length
 from fastreid_ice.clustering.numba_kernels.common import REASSOCIATE, Entries, assemble, dot, grown
-from fastreid_ice.clustering.numba_kernels.parallel import map_rows
+from fastreid_ice.parallel import map_rows
 
 
 def k_reciprocal_encoding(

@@ -11,7 +11,7 @@ from numba import njit
 from torch import Tensor
 
 from fastreid_ice.clustering.numba_kernels.common import REASSOCIATE
-from fastreid_ice.clustering.numba_kernels.parallel import map_rows
+from fastreid_ice.parallel import map_rows
 
 
 def estimators(features: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:

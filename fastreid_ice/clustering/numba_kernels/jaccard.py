@@ -8,7 +8,7 @@ from scipy.sparse import csr_array
 
 from fastreid_ice.clustering.definitions import least_overlap
 from fastreid_ice.clustering.numba_kernels.common import Entries, assemble, grown
-from fastreid_ice.clustering.numba_kernels.parallel import map_rows
+from fastreid_ice.parallel import map_rows
 
 # Sums that are looked through together: a cache line.
 PART_BITS = 4

@@ -21,7 +21,7 @@ from fastreid_ice.clustering.definitions import GRID
 from fastreid_ice.clustering.float64_search import search_in_float64
 from fastreid_ice.clustering.numba_kernels.common import dot, dot_four
 from fastreid_ice.clustering.numba_kernels.estimates import estimators
-from fastreid_ice.clustering.numba_kernels.parallel import map_rows
+from fastreid_ice.parallel import map_rows
 
 BLOCK = 1024
 

@@ -9,6 +9,7 @@ import faiss
 import torch
 from torch import Tensor
 
+SCRATCH_BYTES = 256 << 20
 MOST_NEIGHBORS = 2048  # of faiss's brute-force kernel
 
 
@@ -24,7 +25,9 @@ def _resources(device: int) -> Any:
     import faiss.contrib.torch_utils  # noqa: F401  (lets faiss take torch tensors)
 
     with torch.cuda.device(device):
-        return faiss.StandardGpuResources()
+        resources = faiss.StandardGpuResources()
+        resources.setTempMemory(SCRATCH_BYTES)  # else it keeps up to 1.5 GiB of the GPU for ever
+        return resources
 
 
 def largest_products(queries: Tensor, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -39,5 +42,7 @@ def largest_products(queries: Tensor, features: Tensor, k: int) -> tuple[Tensor,
         products (B, k) float32, largest first, and indices (B, k) int64.
     """
     device = features.device.index or 0
-    resources = _resources(device)
-    return faiss.knn_gpu(resources, queries.contiguous(), features, k, metric=faiss.METRIC_INNER_PRODUCT, device=device)
+    with torch.cuda.device(device):  # faiss takes the stream of the current device
+        return faiss.knn_gpu(
+            _resources(device), queries.contiguous(), features, k, metric=faiss.METRIC_INNER_PRODUCT, device=device
+        )

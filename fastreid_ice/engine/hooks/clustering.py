@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ from fastreid_ice.data.randomness import derive_seed
 from fastreid_ice.engine.checks import clustering_config
 from fastreid_ice.engine.extraction import FeatureExtractor
 from fastreid_ice.engine.hooks.training import unwrap
-from fastreid_ice.files import replacing
+from fastreid_ice.files import write_csv
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +80,9 @@ class ClusteringHook(HookBase):
         start = time.perf_counter()
         features = self._extract(model, build_feature_loader(self.cfg, self.images))
         extraction = time.perf_counter() - start
-        cameras = self.images.camids if self.cfg.DATASETS.USE_CAMERAS else None
-        result = self._clusterer(features, cameras, self.images.paths, self.images.identities)
+        images = self.images
+        cameras = images.camids if self.cfg.DATASETS.USE_CAMERAS else None
+        result = self._clusterer(features, cameras, images.paths, images.identities, images.tracks)
         needed = self.cfg.SOLVER.IMS_PER_BATCH // self.cfg.DATALOADER.NUM_INSTANCE
         check_clusters(result.num_clusters, result.num_outliers, needed, self._clusterer.config)
         self.labels = result.labels
@@ -122,7 +122,4 @@ def write_clusters(path: Path, images: TrainingImages, labels: Tensor) -> None:
     if images.identities is not None:
         names.append("identity")
         columns.append(images.identities.tolist())
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(names)
-        writer.writerows(zip(*columns))
+    write_csv(path, names, zip(*columns))

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from fastreid_ice.files import replacing
 from fastreid_ice.report.tables.build import build_table, differing_keys, group_runs
-from fastreid_ice.report.tables.delimited import delimited
-from fastreid_ice.report.tables.latex import latex
-from fastreid_ice.report.tables.markdown import markdown
+from fastreid_ice.report.tables.delimited import as_delimited
+from fastreid_ice.report.tables.latex import as_latex
+from fastreid_ice.report.tables.markdown import as_markdown
 from fastreid_ice.report.tables.model import EPOCHS, Cell, Published, Row, Run, Statistic, Table, aggregate
 from fastreid_ice.report.tables.published import PUBLISHED, read_published
 from fastreid_ice.report.tables.runs import find_runs, read_run, read_runs
@@ -33,9 +33,9 @@ __all__ = [
 ]
 
 FORMATS: dict[str, Callable[[Table], str]] = {
-    "markdown": markdown,
-    "latex": latex,
-    "csv": delimited,
+    "markdown": as_markdown,
+    "latex": as_latex,
+    "csv": as_delimited,
     "metafile": metafile,
     "model-index": model_index,
 }

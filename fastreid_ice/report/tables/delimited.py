@@ -12,7 +12,7 @@ KINDS = ("measured", "published")
 _COST = ("images", "steps", "device", "hours_mean", "hours_deviation")
 
 
-def delimited(table: Table) -> str:
+def as_delimited(table: Table) -> str:
     """One line per row and test set, comma-separated.
 
     ``kind`` tells measured from published numbers. Scores in percent; the deviation is the sample standard deviation

@@ -18,7 +18,7 @@ _ESCAPES = {
 }
 
 
-def latex(table: Table) -> str:
+def as_latex(table: Table) -> str:
     """A ``tabular`` with the test sets side by side, the settings as groups and the published numbers under a double
     rule. The best mean of an epoch's rows is bold, the second best underlined; deviations are small.
     """

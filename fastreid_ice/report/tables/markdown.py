@@ -10,7 +10,7 @@ from fastreid_ice.report.tables.published import HEADING, show_score
 NONE = "–"
 
 
-def markdown(table: Table) -> str:
+def as_markdown(table: Table) -> str:
     """The table, a line on how to read it, and the published numbers in a table of their own below.
 
     With one test set each metric is a column; with several, a cell holds mAP / R1 / R5 / R10 of one test set.

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from fastreid_ice.report.reading import read_yaml
 from fastreid_ice.report.tables.model import METRICS, SETTINGS, Published, PublishedScores
 
 PUBLISHED = Path(__file__).parent.parent / "published.yml"
@@ -24,12 +23,7 @@ def read_published(path: str | os.PathLike = PUBLISHED) -> list[Published]:
         FileNotFoundError, ValueError: one line that names the file, the entry and what is wrong with it.
     """
     path = Path(path)
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid yaml ({' '.join(str(error).split())})") from None
+    entries = read_yaml(path)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{path}: needs a list of methods, each with {', '.join(_TEXTS)} and results")
     return [_entry(entry, f"{path}: entry {position + 1}") for position, entry in enumerate(entries)]

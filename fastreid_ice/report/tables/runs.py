@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastreid_ice.report.manifest import FILE_NAME, is_evaluated, last_record, read_json, read_manifest
+from fastreid_ice.report.manifest import FILE_NAME, is_evaluated, last_record, read_manifest
+from fastreid_ice.report.reading import read_json
 from fastreid_ice.report.tables.model import METRICS, Run, dataset_name
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,92 @@
+"""Look at a folder of images before training on it."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastreid_ice.data.folder_report import FolderReport, check_folder
+from fastreid_ice.data.folder_scan import SOURCES, FolderScan, scan_folder
+from fastreid_ice.data.folder_summary import Sources, config_text, describe
+from fastreid_ice.errors import told_in_one_line
+from fastreid_ice.files import replacing
+from fastreid_ice.model_zoo import get_config_file
+from fastreid_ice.report.dataset_sheet import dataset_sheet
+
+REPORT, SHEET = "dataset.md", "dataset.png"
+
+
+def parser() -> ArgumentParser:
+    """The command line."""
+    built = ArgumentParser(description=__doc__)
+    built.add_argument("folder", help="folder of images, at any depth")
+    for what in ("camera", "identity", "track"):
+        built.add_argument(
+            f"--{what}-from", choices=SOURCES, default="none", help=f"DATASETS.FOLDER.{what.upper()}_FROM"
+        )
+    built.add_argument("--pattern", help="DATASETS.FOLDER.PATTERN, such as '(?P<camera>c[0-9]+)_'")
+    built.add_argument("--csv", help="DATASETS.FOLDER.CSV")
+    built.add_argument("--output", type=Path, help=f"folder for {REPORT} and {SHEET}, a picture of the images")
+    built.add_argument("--write-config", type=Path, help="config to write, such as my.yml")
+    built.add_argument("--force", action="store_true", help="overwrite the config")
+    built.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return built
+
+
+def run(args: Namespace) -> FolderReport:
+    """Check the folder, print what it is like, and write what was asked for."""
+    if args.output is not None and args.output.exists() and not args.output.is_dir():
+        raise NotADirectoryError(f"--output is {args.output}, which is a file; name a folder")
+    if args.write_config is not None:
+        _check_config_file(args.write_config, args.force)
+    sources = Sources(args.camera_from, args.identity_from, args.track_from, args.pattern, args.csv)
+    scan = scan_folder(args.folder, **vars(sources), verify=False)
+    report = check_folder(scan)
+    text = describe(scan, report)
+    name = args.write_config.stem if args.write_config is not None else "own"
+    base = get_config_file("ICE/own.yml" if scan.tracks is None else "ICE/own_tracks.yml")
+    config = config_text(scan, report, sources, base, f"logs/{name}")
+    sys.stdout.write(f"{text}\n\n## Config\n\n```yaml\n{config}```\n")
+    if args.output is not None:
+        _draw(scan, report, args.output / SHEET)
+        with replacing(args.output / REPORT) as temporary:
+            temporary.write_text(f"{text}\n\n## Config\n\n```yaml\n{config}```\n", encoding="utf-8")
+        sys.stdout.write(f"\nWrote {args.output / REPORT} and {args.output / SHEET}, which shows the images.\n")
+    if args.write_config is not None:
+        with replacing(args.write_config) as temporary:
+            temporary.write_text(config, encoding="utf-8")
+        sys.stdout.write(f"\nWrote {args.write_config}. Train: tools/train_net.py --config-file {args.write_config}\n")
+    return report
+
+
+def _check_config_file(path: Path, force: bool) -> None:
+    if path.suffix not in (".yml", ".yaml"):
+        raise ValueError(f"--write-config is {path}; a config ends in .yml")
+    if path.is_dir():
+        raise IsADirectoryError(f"--write-config is {path}, which is a folder; name a file")
+    if path.exists() and not force:
+        raise FileExistsError(f"--write-config: {path} is there already; name another file, or add --force")
+
+
+def _draw(scan: FolderScan, report: FolderReport, path: Path) -> None:
+    """The picture of the images that can be read."""
+    refused = {file for file, _ in report.unreadable}
+    names = scan.camera_names or ("all images",) * len(scan)
+    order = report.per_camera or {"all images": len(scan)}
+    groups: dict[str, list[str]] = {name: [] for name in order}
+    for name, file in zip(names, scan.paths):
+        if file not in refused:
+            groups[name].append(file)
+    shown = {name: files for name, files in groups.items() if files}
+    several = f" of {len(order)} cameras" if scan.camera_names is not None else ""
+    title = f"{report.images:,} images{several}, {len(report.unreadable):,} unreadable"
+    dataset_sheet(shown, title, out_path=path, aspect=report.aspect.median)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse a command line (default: the program's) and run it."""
+    args = parser().parse_args(argv)
+    with told_in_one_line(args.debug):
+        run(args)

@@ -1,0 +1,113 @@
+"""The features of a run's training images, extracted once and kept for what is done with them afterwards."""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
+import numpy as np
+import torch
+from fastreid.config import CfgNode
+from torch import Tensor
+
+from fastreid_ice.clustering import Tracks
+from fastreid_ice.data.datasets import TrainingImages, load_training_images
+from fastreid_ice.data.loaders import build_feature_loader
+from fastreid_ice.engine.checkpoints import load_trained_model
+from fastreid_ice.engine.extraction import FeatureExtractor
+from fastreid_ice.files import replacing
+
+logger = logging.getLogger(__name__)
+
+FEATURES_FILE = "features.npz"
+
+
+@dataclass(frozen=True)
+class RunFeatures:
+    """A run's training images as its model sees them.
+
+    Attributes:
+        features: (N, D) float32, L2-normalised, on the CPU.
+        images: of which they are.
+        cfg: of the run.
+        checkpoint: whose weights made them.
+    """
+
+    features: Tensor
+    images: TrainingImages
+    cfg: CfgNode
+    checkpoint: Path
+
+
+def extract_run(run: str | Path, opts: Sequence[Any] = (), device: str | None = None) -> RunFeatures:
+    """The features of the training images of a run by its best model (:func:`load_trained_model`).
+
+    Args:
+        run: folder of a run, or a checkpoint with ``config.yaml`` beside it.
+        opts: KEY, VALUE, ... on top of the run's config.
+        device: "cpu", "cuda" ...
+
+    Raises:
+        FileNotFoundError: no run, or its images are gone.
+        ValueError: a checkpoint or key that does not fit.
+    """
+    trained = load_trained_model(run, opts=opts, device=device)
+    images = load_training_images(trained.cfg)
+    logger.info("Extracting the features of %d images with %s", len(images), trained.checkpoint)
+    features = FeatureExtractor(len(images))(trained.model, build_feature_loader(trained.cfg, images))
+    return RunFeatures(features.cpu(), images, trained.cfg, trained.checkpoint)
+
+
+def save_features(path: str | Path, features: Tensor, images: TrainingImages) -> None:
+    """Write features, paths and, where they are known, identities and tracks as an npz file."""
+    arrays: dict[str, Any] = {"features": features.numpy(), "paths": np.array(images.paths)}
+    if images.identities is not None:
+        arrays["identities"] = images.identities.numpy()
+    if images.tracks is not None:
+        for name in ("ids", "cameras", "frames"):
+            values = getattr(images.tracks, name)
+            if values is not None:
+                arrays[f"track_{name}"] = values.numpy()
+    with replacing(path) as temporary:
+        np.savez(temporary, **arrays)
+
+
+def read_features(path: str | Path) -> tuple[Tensor, Tensor | None, Tracks | None]:
+    """Features of :func:`save_features`, or of a plain npy file.
+
+    Returns:
+        features (N, D), identities (N,) or None, tracks or None.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file of features {path}")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            arrays = {"features": loaded}
+        else:
+            with loaded:
+                arrays = {name: loaded[name] for name in loaded.files}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no npy or npz file, or is damaged: {error}") from error
+    if "features" not in arrays or arrays["features"].ndim != 2 or arrays["features"].dtype.kind != "f":
+        held = ", ".join(f"{name} {value.dtype} {value.shape}" for name, value in arrays.items()) or "nothing"
+        raise ValueError(f"{path} holds {held}; it must hold features: a matrix of floats, a row for each image")
+    tensors = {name: torch.from_numpy(value) for name, value in arrays.items() if name != "paths"}
+    short = [name for name, value in tensors.items() if len(value) != len(tensors["features"])]
+    if short:
+        raise ValueError(f"{path} holds {len(tensors['features'])} features, but {len(tensors[short[0]])} {short[0]}")
+    tracks = None
+    if "track_ids" in tensors:
+        tracks = Tracks(tensors["track_ids"], tensors.get("track_cameras"), tensors.get("track_frames"))
+    return tensors["features"], tensors.get("identities"), tracks

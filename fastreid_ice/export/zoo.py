@@ -1,0 +1,112 @@
+"""The fastreid format: weights, config, table row and model card of the stock ``Baseline`` that equals our encoder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
+import torch
+from fastreid.config import CfgNode, get_cfg
+from fastreid.modeling import build_model
+from torch import nn
+
+from fastreid_ice.engine.checkpoints import TrainedModel
+from fastreid_ice.export.card import TABLE_HEAD, model_card, start_weights, table_row
+from fastreid_ice.export.encoder import stock_encoder
+from fastreid_ice.export.naming import method_name, zoo_backbone, zoo_names
+from fastreid_ice.export.stock_config import as_yaml, stock_config
+from fastreid_ice.files import sha256
+
+_METHOD_TITLES = {"ice": "ICE", "ice_agnostic": "ICE-agnostic", "ice_labels": "true labels"}
+
+
+def stock_baseline(trained: TrainedModel, stock: CfgNode) -> nn.Module:
+    """Stock fastreid's model with the weights of the encoder that evaluates, on the CPU, in evaluation mode.
+
+    ``heads.weight``, the classifier that stock fastreid asks for, is one row of zeros.
+    """
+    cfg = stock.clone()
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg).eval()
+    weights = dict(stock_encoder(trained.model).state_dict())
+    weights["heads.weight"] = torch.zeros_like(model.state_dict()["heads.weight"])
+    model.load_state_dict(weights, strict=True)
+    return model
+
+
+def write_zoo(folder: Path, trained: TrainedModel, as_trained: CfgNode) -> tuple[nn.Module, list[str], str]:
+    """Write the four files of a zoo entry.
+
+    Args:
+        folder: to write into.
+        trained: the model.
+        as_trained: the run's config with the start weights that ``trained.cfg`` no longer has.
+
+    Returns:
+        The model as stock fastreid builds it from the written files, what was left out of the config, the table row.
+
+    Raises:
+        ValueError: stock fastreid cannot have this model.
+    """
+    name, config_name = zoo_names(as_trained)
+    stock, notes = stock_config(as_trained, output_dir=f"logs/{_output_name(config_name)}")
+    weights, config = folder / f"{name}.pth", folder / config_name
+    torch.save({"model": stock_baseline(trained, stock).state_dict()}, weights)
+    config.parent.mkdir(parents=True)
+    config.write_text(as_yaml(stock, "ICE's encoder for stock fastreid; MODEL.WEIGHTS is " + weights.name))
+    card = model_card(
+        as_trained,
+        _own_keys(as_trained, get_cfg()),
+        trained.checkpoint,
+        trained.extras,
+        name=name,
+        weights=weights.name,
+        sha256=sha256(weights),
+        config=config_name,
+        left_out=notes,
+    )
+    (folder / f"{name}.json").write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
+    row = _row(as_trained, card, config_name, weights.name)
+    (folder / f"{name}.md").write_text(f"{TABLE_HEAD}\n{row}\n")
+    return read_back(config, weights), notes, row
+
+
+def read_back(config: Path, weights: Path) -> nn.Module:
+    """Build the stock model from the files, as fastreid's users do, but on the CPU and strictly."""
+    cfg = get_cfg()
+    cfg.merge_from_file(str(config))
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg).eval()
+    model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True)["model"], strict=True)
+    return model
+
+
+def _output_name(config_name: str) -> str:
+    """ "market1501/ice_R50" of "configs/Market1501/ice_R50.yml", as the zoo's configs name their logs."""
+    _, dataset, file = config_name.split("/")
+    return f"{dataset.lower()}/{file[: -len('.yml')]}"
+
+
+def _row(cfg: CfgNode, card: dict[str, Any], config: str, weights: str) -> str:
+    title = f"{_METHOD_TITLES[method_name(cfg)]}({zoo_backbone(cfg.MODEL.BACKBONE)})"
+    scores = card["metrics"]["exported"] or {}
+    tests = [test for test in cfg.DATASETS.TESTS if test in scores]
+    return table_row(title, config, start_weights(cfg), scores[tests[0]] if tests else None, weights)
+
+
+def _own_keys(cfg: CfgNode, stock: CfgNode) -> dict[str, Any]:
+    """The keys of a config that stock fastreid does not have, nested, and the losses."""
+    found: dict[str, Any] = {}
+    for key, value in cfg.items():
+        if key not in stock:
+            found[key] = value
+        elif isinstance(value, CfgNode):
+            below = _own_keys(value, stock[key])
+            if key == "LOSSES":
+                below = {"NAME": value.NAME, **below}
+            if below:
+                found[key] = below
+    return found
