@@ -36,9 +36,12 @@ def _add_model(model: CN) -> None:
     # working directory or where Python looks. What they register (losses, memories, clusterings, backbones, datasets)
     # can be named in the config; a function add_config(cfg) in them may add keys. See docs/extending.md.
     model.ICE.IMPORTS = ()
-    # What the losses compare with: "MemoryBank" (ref: centroids and proxies, constant within an epoch), or a registered
-    # one of your own.
+    # What the losses compare with: "MemoryBank" (ref: centroids and proxies, constant within an epoch),
+    # "MomentumMemory" (they follow the encoder from step to step), or a registered one of your own.
     model.ICE.MEMORY = "MemoryBank"
+    # Of "MomentumMemory": share of the old row in [0, 1) (Cluster-Contrast, HHCL: 0.1), and which images of the batch
+    # move it: "each" in turn (Cluster-Contrast), their "mean", or the "hardest" (HHCL).
+    model.ICE.MOMENTUM_MEMORY = CN({"MOMENTUM": 0.1, "UPDATE": "each"})
     # Momentum a of the momentum encoder, in [0, 1): m <- a m + (1 - a) online after each step. ref: 0.999.
     model.ICE.MOMENTUM = 0.999
     # In how many contiguous chunks of the batch each process normalises: with 4, one GPU sees the batch statistics
@@ -93,6 +96,9 @@ def _add_clustering(cfg: CN) -> None:
     cfg.CLUSTERING = CN(config_defaults())
     # Cluster before every PERIOD-th epoch, and before the first epoch of every run. ref: 1.
     cfg.CLUSTERING.PERIOD = 1
+    # EPS of the last epoch: it falls (or rises) linearly from CLUSTERING.EPS, which is the first epoch's. As features
+    # get better, images of one person get nearer. 0: EPS throughout (ref).
+    cfg.CLUSTERING.EPS_END = 0.0
 
 
 def _add_input(inputs: CN) -> None:

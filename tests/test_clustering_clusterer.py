@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from fastreid_ice.camera_normalization import camera_normalized
 from fastreid_ice.clustering import Clusterer, ClusteringConfig
 from tests.clustering_features import blobs
 
@@ -28,3 +31,20 @@ def test_result_counts_and_costs():
     assert (result.num_clusters, result.num_outliers, result.knn_recall) == (5, 1, None)
     assert list(result.seconds) == list(result.process_peak_mb) == ["search", "reciprocal", "jaccard", "dbscan"]
     assert result.labels.dtype == torch.int64 and result.labels.device.type == "cpu"
+
+
+def test_camera_normalization_clusters_normalised_features():
+    features = blobs(6, 10)
+    cameras = torch.arange(len(features)) % 2
+    shifted = features + 3 * cameras[:, None]  # each camera sees everybody otherwise
+    config = ClusteringConfig(k1=10, k2=1, camera_normalization=True)
+    result = Clusterer(config)(shifted, cameras)
+    expected = Clusterer(replace(config, camera_normalization=False))(camera_normalized(shifted, cameras))
+    assert result.labels.tolist() == expected.labels.tolist()
+    assert list(result.seconds)[0] == "cameras"
+    assert result.labels.tolist() != Clusterer(replace(config, camera_normalization=False))(shifted).labels.tolist()
+
+
+def test_camera_normalization_needs_cameras():
+    with pytest.raises(ValueError, match="CLUSTERING.CAMERA_NORMALIZATION needs camera ids"):
+        Clusterer(ClusteringConfig(camera_normalization=True))(blobs(2, 8))

@@ -13,7 +13,7 @@ import torch
 from fastreid.utils.checkpoint import Checkpointer
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (slow to import: not within a test)
 
-from fastreid_ice.clustering import check_clusters, summarize
+from fastreid_ice.clustering import Clusterer, check_clusters, summarize
 from fastreid_ice.engine import EpochRecorder, ICETrainer, setup
 from fastreid_ice.engine.checks import check_config, clustering_config
 from fastreid_ice.modeling import ICE
@@ -322,6 +322,34 @@ def test_scores_of_a_clustering():
     assert summarize(torch.tensor([-1, -1, -1, -1]), identities)["largest_cluster"] == 0
 
 
+@pytest.mark.parametrize(("epoch", "eps"), [(0, 0.55), (1, 0.5), (2, 0.45), (7, 0.45), (None, 0.45)])
+def test_eps_of_an_epoch(epoch, eps):
+    cfg = ice_config(CLUSTERING__EPS=0.55, CLUSTERING__EPS_END=0.45, SOLVER__MAX_EPOCH=3)
+    config = clustering_config(cfg, 1, epoch)
+    assert config.eps == pytest.approx(eps) and not config.extra
+    assert clustering_config(ice_config(CLUSTERING__EPS=0.55), 1, epoch).eps == 0.55
+
+
+def test_every_recipe_key_in_one_run(tmp_path, monkeypatch):
+    """Camera-normalised clustering, a falling eps and a memory that moves reach the run."""
+    clusterings = []
+    original = Clusterer.__call__
+    monkeypatch.setattr(
+        Clusterer, "__call__", lambda self, *args: (clusterings.append(self.config), original(self, *args))[1]
+    )
+    trainer = train(
+        tmp_path,
+        CLUSTERING__CAMERA_NORMALIZATION=True,
+        CLUSTERING__EPS_END=0.4,
+        MODEL__ICE__MEMORY="MomentumMemory",
+        TEST__EVAL_START=False,
+    )
+    assert [(c.camera_normalization, round(c.eps, 6)) for c in clusterings] == [(True, clusterings[0].eps), (True, 0.4)]
+    memory = trainer.model.memory
+    torch.testing.assert_close(memory.centroids.norm(dim=1), torch.ones(len(memory.centroids)))
+    assert records(tmp_path)[-1]["seconds_cameras"] > 0
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [
@@ -332,6 +360,13 @@ def test_scores_of_a_clustering():
         ({"DATALOADER__SAMPLER_TRAIN": "NaiveIdentitySampler"}, "IdentityCameraSampler"),
         ({"SOLVER__ITERS_PER_EPOCH": 0}, "SOLVER.ITERS_PER_EPOCH"),
         ({"CLUSTERING__PERIOD": 0}, "CLUSTERING.PERIOD"),
+        ({"CLUSTERING__EPS_END": 1.0}, "CLUSTERING.EPS_END is 1.0"),
+        (
+            {"CLUSTERING__CAMERA_NORMALIZATION": True, "DATASETS__USE_CAMERAS": False}
+            | {"MODEL__LOSSES__NAME": ("AgnosticLoss",)},
+            "CLUSTERING.CAMERA_NORMALIZATION needs camera ids",
+        ),
+        ({"MODEL__ICE__MOMENTUM_MEMORY__UPDATE": "last", "MODEL__ICE__MEMORY": "MomentumMemory"}, "UPDATE is 'last'"),
     ],
 )
 def test_contradictions_in_the_config(overrides, message):

@@ -1,10 +1,14 @@
 """Centroids and camera proxies against loops and the reference code's numbers."""
 
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
 import pytest
 import torch
 import torch.nn.functional as F
+from fastreid.config import get_cfg
 
-from fastreid_ice.modeling import MemoryBank, camera_proxies, cluster_centroids
+from fastreid_ice.config import add_ice_config
+from fastreid_ice.modeling import MemoryBank, MomentumMemory, StepFeatures, camera_proxies, cluster_centroids
 from tests.conftest import load_numbers
 
 
@@ -37,3 +41,61 @@ def test_bank_is_not_saved():
     bank.rebuild(torch.eye(3), torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]))
     assert bank.centroids.shape == (2, 3) and bank.proxies.shape == (3, 3) and not bank.is_empty
     assert not bank.state_dict()
+
+
+def momentum_memory(update, momentum=0.2):
+    cfg = get_cfg()
+    add_ice_config(cfg)
+    cfg.MODEL.ICE.MOMENTUM_MEMORY.MOMENTUM, cfg.MODEL.ICE.MOMENTUM_MEMORY.UPDATE = momentum, update
+    return MomentumMemory(cfg)
+
+
+def moved(old, images, update, momentum=0.2):
+    """The row after the images, by the formula."""
+    if update == "mean":
+        images = [torch.stack(images).mean(dim=0)]
+    if update == "hardest":
+        images = [min(images, key=lambda image: float(image @ old))]
+    for image in images:
+        old = momentum * old + (1 - momentum) * image
+        old = old / old.norm()
+    return old
+
+
+@pytest.mark.parametrize("update", ["each", "mean", "hardest"])
+def test_momentum_memory_by_loops(update):
+    generator = torch.Generator().manual_seed(3)
+    features = F.normalize(torch.randn(20, 6, generator=generator), dim=1)
+    labels, camids = torch.arange(20) % 5 - 1, torch.arange(20) % 3
+    memory = momentum_memory(update)
+    memory.rebuild(features, labels, camids)
+    torch.testing.assert_close(memory.centroids, F.normalize(cluster_centroids(features, labels), dim=1))
+    before, proxies = memory.centroids.clone(), memory.proxies.clone()
+    batch = torch.tensor([0, 1, 5, 6, 9, 10, 13, 18]) + 1
+    batch = batch[labels[batch] >= 0]  # several images of some clusters, none of others
+    keys = 3 * F.normalize(torch.randn(len(batch), 6, generator=generator), dim=1)  # of any length
+    step = StepFeatures(
+        keys, keys, labels[batch], camids[batch], keys, keys, labels[batch], camids[batch]
+    )  # fmt: skip
+    memory.update(step)
+    unit = F.normalize(keys, dim=1)
+    for cluster in range(4):
+        images = [image for image, label in zip(unit, labels[batch]) if label == cluster]
+        expected = moved(before[cluster], images, update) if images else before[cluster]
+        torch.testing.assert_close(memory.centroids[cluster], expected)
+    for row, (label, camera) in enumerate(zip(memory.proxy_labels, memory.proxy_camids)):
+        images = [i for i, y, c in zip(unit, labels[batch], camids[batch]) if y == label and c == camera]
+        expected = moved(proxies[row], images, update) if images else proxies[row]
+        torch.testing.assert_close(memory.proxies[row], expected)
+
+
+@pytest.mark.parametrize(
+    ("update", "momentum", "message"),
+    [
+        ("median", 0.1, "MODEL.ICE.MOMENTUM_MEMORY.UPDATE is 'median'; choose one of each, mean, hardest"),
+        ("each", 1.0, r"MODEL.ICE.MOMENTUM_MEMORY.MOMENTUM is 1.0; it must be in \[0, 1\)"),
+    ],
+)
+def test_momentum_memory_names_its_key(update, momentum, message):
+    with pytest.raises(ValueError, match=message):
+        momentum_memory(update, momentum)

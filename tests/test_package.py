@@ -11,6 +11,7 @@ import torch
 from tests.conftest import ROOT
 
 PURE = (
+    "camera_normalization",
     "clustering",
     "errors",
     "files",

@@ -6,7 +6,7 @@ import logging
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
@@ -14,6 +14,7 @@ import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is importe
 from torch import Tensor
 
 from fastreid_ice.clustering import ClusteringConfig, Tracks
+from fastreid_ice.clustering.clusterer import without_cameras
 from fastreid_ice.clustering.eps_sweep import SweepRow, check_values, suggest, sweep
 from fastreid_ice.engine.checks import clustering_config
 from fastreid_ice.engine.run_features import FEATURES_FILE, extract_run, read_features, save_features
@@ -84,6 +85,9 @@ def _load(args: Namespace, output: Path) -> tuple[Tensor, Tensor | None, Tracks 
     overrides = [text for key, value in given.items() for text in (f"CLUSTERING.{key.upper()}", str(value))]
     found = extract_run(args.run, [*args.opts, *overrides])
     config = clustering_config(found.cfg, seed=args.seed)
+    if config.camera_normalization:
+        cameras = found.images.camids if found.cfg.DATASETS.USE_CAMERAS else None
+        found = replace(found, features=without_cameras(found.features, cameras))
     save_features(output / FEATURES_FILE, found.features, found.images)
     sys.stdout.write(f"Features of {found.checkpoint} kept in {output / FEATURES_FILE} (for --features)\n\n")
     return found.features, found.images.identities, found.images.tracks, config

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastreid_ice.camera_normalization import camera_normalized
 from fastreid_ice.clustering import distributed
 from fastreid_ice.clustering.config import ClusteringConfig
 from fastreid_ice.clustering.costs import Costs
@@ -39,8 +40,8 @@ class ClusteringResult:
         labels: (N,) int64 on the CPU, -1 = outlier, clusters numbered from 0 without gaps. "jaccard_dbscan" numbers
             them by their first core image.
         seconds: wall time per stage: "search", then on rank 0 "reciprocal", "jaccard", "dbscan"; or "kmeans"; or what
-            another method records; empty for "ground_truth". CLUSTERING.TRACKS adds
-            "tracks" before them and "separation" behind.
+            another method records; empty for "ground_truth". CLUSTERING.CAMERA_NORMALIZATION adds "cameras" and
+            CLUSTERING.TRACKS "tracks" before them; the latter also "separation" behind.
         process_peak_mb: for the same stages, the most memory in MiB that the whole process had used from its start to
             the end of the stage, so that it never falls: resident memory, or allocated memory of the accelerator where
             the features are on one. Without entries where the system does not tell (Windows).
@@ -93,7 +94,8 @@ class Clusterer:
 
         Args:
             features: (N, D) tensor or array, any float type, any device; rows are normalised where they are not.
-            camids: (N,) camera ids, handed to the method; of those built in none looks at them.
+            camids: (N,) camera ids, handed to the method; of those built in none looks at them. Needed for
+                CLUSTERING.CAMERA_NORMALIZATION.
             names: N image paths for error messages.
             identities: (N,) true identities, if they are known; of the methods built in only "ground_truth" looks at
                 them.
@@ -104,13 +106,16 @@ class Clusterer:
 
         Raises:
             ValueError: features of a wrong shape or type or with NaN or infinite values; camids, names, identities or
-                tracks of another length; a method or CLUSTERING.TRACKS that needs what is not there; a method that
-                returns something other than labels.
+                tracks of another length; a method, CLUSTERING.TRACKS or CLUSTERING.CAMERA_NORMALIZATION that needs
+                what is not there; a method that returns something other than labels.
         """
         on_cpu = "cpu" if self.config.backend == "numba" else None
         features = prepare_features(features, device=on_cpu, names=names)
         images = _image_facts(len(features), camids, names, identities, tracks)
         costs = Costs(features.device)
+        if self.config.camera_normalization:
+            with costs.stage("cameras"):
+                features = without_cameras(features, images.camids)
         labels = self._track_labels(features, images, costs)
         return ClusteringResult(labels, costs.seconds, costs.process_peak_mb, costs.knn_recall)
 
@@ -158,6 +163,24 @@ class Clusterer:
             return distributed.broadcast_labels(labels, len(features))
         assert labels is not None
         return labels
+
+
+def without_cameras(features: Tensor, camids: Tensor | None) -> Tensor:
+    """The features as CLUSTERING.CAMERA_NORMALIZATION has them clustered.
+
+    Args:
+        features: (N, D) float32.
+        camids: (N,) int64, or None where they are not known or not to be used.
+
+    Returns:
+        (N, D) float32 rows of unit length.
+
+    Raises:
+        ValueError: no camera ids.
+    """
+    if camids is None:
+        raise ValueError("CLUSTERING.CAMERA_NORMALIZATION needs camera ids, and there are none; set it False.")
+    return camera_normalized(features, camids)
 
 
 def checked_labels(labels: Any, images: int, method: str) -> Tensor:

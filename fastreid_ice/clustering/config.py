@@ -35,6 +35,9 @@ class ClusteringConfig:
             (also, two tracks of one camera at the same time are two people: a cluster that holds such tracks is split,
             see :func:`~fastreid_ice.clustering.tracks.separate_tracks`). Then k1, k2, min_samples and num_clusters
             count tracks, and an image of no track is a track of one image.
+        camera_normalization: CLUSTERING.CAMERA_NORMALIZATION. Cluster features from which each camera's mean and
+            deviation are taken out (:mod:`fastreid_ice.camera_normalization`), so that images of different cameras are
+            nearer to each other; needs camera ids. Before ``tracks``. Not in the paper.
         memory_budget_mb: CLUSTERING.MEMORY_BUDGET_MB. Bounds the scratch memory of a chunk, in MiB; no result depends
             on it.
         backend: CLUSTERING.BACKEND. "numba" (compiled CPU kernels; features on an accelerator are copied to the CPU),
@@ -56,6 +59,7 @@ class ClusteringConfig:
     knn_recall: float = 0.9
     num_clusters: int = 0
     tracks: str = NONE
+    camera_normalization: bool = False
     memory_budget_mb: int = 256
     backend: str = "auto"
     allow_tf32: bool = False

@@ -24,7 +24,7 @@ from fastreid_ice.errors import look_up, registered_names
 from fastreid_ice.modeling.bn_chunks import chunks_per_process
 from fastreid_ice.modeling.heads import MemoryBankHead
 from fastreid_ice.modeling.losses import build_losses
-from fastreid_ice.modeling.memory_bank import MEMORY_REGISTRY
+from fastreid_ice.modeling.memory_bank import build_memory
 from fastreid_ice.modeling.meta_arch import AMP_DTYPES, ENCODERS, ICE
 
 SAMPLER = "IdentityCameraSampler"
@@ -121,6 +121,7 @@ TRAINING_RULES: dict[str, tuple[Condition, str]] = {
     "SOLVER.CHECKPOINT_PERIOD": _at_least(0),
     "SOLVER.CHECKPOINT_KEEP": _at_least(0),
     "CLUSTERING.PERIOD": _at_least(1),
+    "CLUSTERING.EPS_END": (lambda value: 0 <= value < 1, "in (0, 1), or 0 for CLUSTERING.EPS throughout"),
 }
 
 
@@ -136,7 +137,7 @@ def check_model(cfg: CfgNode) -> None:
     look_up(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME, "MODEL.BACKBONE.NAME", advice)
     _check_kind(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE", ICE)
     _check_kind(REID_HEADS_REGISTRY, cfg.MODEL.HEADS.NAME, "MODEL.HEADS.NAME", MemoryBankHead)
-    look_up(MEMORY_REGISTRY, cfg.MODEL.ICE.MEMORY, "MODEL.ICE.MEMORY", "See docs/extending.md for one of your own.")
+    build_memory(cfg)
     build_losses(cfg)
     _check_device(cfg.MODEL.DEVICE)
     for key in ("MODEL.WEIGHTS",) + (("MODEL.BACKBONE.PRETRAIN_PATH",) if cfg.MODEL.BACKBONE.PRETRAIN else ()):
@@ -173,6 +174,11 @@ def check_config(cfg: CfgNode) -> None:
             "MODEL.LOSSES.NAME has CrossCameraLoss, which needs camera ids, but DATASETS.USE_CAMERAS is False. Leave "
             "the loss out, as configs/ICE/market_agnostic.yml and own.yml do."
         )
+    if cfg.CLUSTERING.CAMERA_NORMALIZATION and not cfg.DATASETS.USE_CAMERAS:
+        raise ValueError(
+            "CLUSTERING.CAMERA_NORMALIZATION needs camera ids, but DATASETS.USE_CAMERAS is False; set one of them "
+            "otherwise."
+        )
     clustering_config(cfg, seed=0)
     processes = comm.get_world_size()
     check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE, processes)
@@ -181,21 +187,39 @@ def check_config(cfg: CfgNode) -> None:
     _check_updates(cfg)
 
 
-def clustering_config(cfg: CfgNode, seed: int) -> ClusteringConfig:
+# Keys of CLUSTERING that say when to cluster and with what eps then: for the training, not for one clustering.
+SCHEDULE_KEYS = ("PERIOD", "EPS_END")
+
+
+def clustering_config(cfg: CfgNode, seed: int, epoch: int | None = None) -> ClusteringConfig:
     """The config's CLUSTERING node as the clustering package wants it.
 
     Args:
         cfg: the whole config. Keys of CLUSTERING that a user's module has added go into ``extra``.
         seed: that of the run.
+        epoch: the epoch, from 0, that CLUSTERING.EPS_END gives an eps of its own; default the last one.
 
     Raises:
         ValueError: a key of CLUSTERING is out of range.
     """
     known = {key.lower(): cfg.CLUSTERING[key] for key in config_defaults()}
+    known["eps"] = _eps(cfg, epoch)
     extra = {
-        key.lower(): value for key, value in cfg.CLUSTERING.items() if key.lower() not in known and key != "PERIOD"
+        key.lower(): value
+        for key, value in cfg.CLUSTERING.items()
+        if key.lower() not in known and key not in SCHEDULE_KEYS
     }
     return ClusteringConfig(**known, seed=seed, extra=extra)
+
+
+def _eps(cfg: CfgNode, epoch: int | None) -> float:
+    """CLUSTERING.EPS in the first epoch, CLUSTERING.EPS_END in the last, linear in between."""
+    first, last = cfg.CLUSTERING.EPS, cfg.CLUSTERING.EPS_END
+    if not last:
+        return first
+    steps = cfg.SOLVER.MAX_EPOCH - 1
+    share = 1.0 if epoch is None or epoch >= steps else epoch / steps
+    return first + (last - first) * share
 
 
 def _value(cfg: CfgNode, key: str) -> Any:

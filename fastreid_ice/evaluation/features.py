@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastreid_ice.camera_normalization import normalize_cameras
+
 # Size of a block of rows; at most one block is not full.
 BLOCK_BYTES = 64 * 2**20
-
-# A dimension whose standard deviation in a camera is below this share of the camera's largest is constant there.
-CONSTANT = 1e-6
 
 
 class FeatureRows:
@@ -93,33 +92,9 @@ class FeatureRows:
     def normalize_cameras(self, cameras: Tensor) -> None:
         """Subtract each camera's mean and divide by its standard deviation, per dimension, in place; then unit length.
 
-        Takes out of the features what all images of a camera share: its colours, its background. A camera with one
-        image has no statistics of its own and takes those of all images. A dimension that is constant within a camera
-        becomes 0 there.
+        See :func:`fastreid_ice.camera_normalization.normalize_cameras`.
 
         Args:
             cameras: (N,) int64.
         """
-        kinds, camera = cameras.to(self.device).unique(return_inverse=True)
-        counts = torch.bincount(camera).double()[:, None]  # (C, 1)
-        sums = torch.zeros(len(kinds), self._blocks[0].shape[1], dtype=torch.float64, device=self.device)
-        squares = torch.zeros_like(sums)
-        pieces = self._pieces(camera)
-        for rows, owner in pieces:
-            sums.index_add_(0, owner, rows.double())
-            squares.index_add_(0, owner, rows.double().square_())
-        single = counts[:, 0] == 1
-        sums[single], squares[single] = sums.sum(dim=0), squares.sum(dim=0)
-        counts[single] = len(self)
-        means = sums / counts  # (C, D)
-        deviations = (squares / counts - means.square()).clamp_(min=0).sqrt_()
-        constant = deviations <= CONSTANT * deviations.amax(dim=1, keepdim=True)
-        scales = deviations.reciprocal().masked_fill_(constant, 0)
-        for rows, owner in pieces:
-            rows.sub_(means[owner]).mul_(scales[owner])
-        self.normalize()
-
-    def _pieces(self, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Views of few rows, which keep copies in float64 small, each with its share of the labels (N,)."""
-        rows = [piece for part in self.parts() for piece in part.split(1024)]
-        return list(zip(rows, labels.split([len(piece) for piece in rows])))
+        normalize_cameras(self.parts(), cameras)

@@ -5,7 +5,13 @@ import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is importe
 from fastreid_ice.modeling.bn_chunks import ChunkedBatchNorm, set_bn_chunks
 from fastreid_ice.modeling.heads import MemoryBankHead
 from fastreid_ice.modeling.losses import LOSS_REGISTRY, build_losses
-from fastreid_ice.modeling.memory_bank import MEMORY_REGISTRY, MemoryBank, camera_proxies, cluster_centroids
+from fastreid_ice.modeling.memory_bank import (
+    MEMORY_REGISTRY,
+    MemoryBank,
+    MomentumMemory,
+    camera_proxies,
+    cluster_centroids,
+)
 from fastreid_ice.modeling.meta_arch import ICE, Encoder
 from fastreid_ice.modeling.step import StepFeatures
 
@@ -16,6 +22,7 @@ __all__ = [
     "ChunkedBatchNorm",
     "Encoder",
     "MemoryBank",
+    "MomentumMemory",
     "MemoryBankHead",
     "StepFeatures",
     "build_losses",

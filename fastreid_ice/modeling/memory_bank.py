@@ -110,6 +110,68 @@ class MemoryBank(nn.Module):
         return len(self.centroids) == 0
 
 
+UPDATES = ("each", "mean", "hardest")
+
+
+@MEMORY_REGISTRY.register()
+class MomentumMemory(MemoryBank):
+    """A memory that follows the encoder within the epoch.
+
+    After every step the images' momentum embeddings x of the second strong view move their cluster's centroid, and the
+    proxy of their cluster and camera:
+
+        c <- (m c + (1 - m) x) / |m c + (1 - m) x|
+
+    ``MODEL.ICE.MOMENTUM_MEMORY.UPDATE`` chooses x: "each" image of the batch in turn (Cluster-Contrast,
+    arXiv 2103.11568), the "mean" of the batch's images of the cluster, or the "hardest" of them, which is the least
+    similar to c (both in HHCL, arXiv 2109.12333). For proxies, of the cluster and camera.
+
+    Centroids start as means of length 1, unlike ICE's. A resumed run begins its first epoch with a clustering, so that
+    nothing is lost between two epochs.
+
+    Raises:
+        ValueError: a key of ``MODEL.ICE.MOMENTUM_MEMORY`` is out of range.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__(cfg)
+        node = cfg.MODEL.ICE.MOMENTUM_MEMORY
+        if not 0 <= node.MOMENTUM < 1:
+            raise ValueError(f"MODEL.ICE.MOMENTUM_MEMORY.MOMENTUM is {node.MOMENTUM}; it must be in [0, 1)")
+        if node.UPDATE not in UPDATES:
+            raise ValueError(f"MODEL.ICE.MOMENTUM_MEMORY.UPDATE is {node.UPDATE!r}; choose one of {', '.join(UPDATES)}")
+        self.momentum, self.choice = node.MOMENTUM, node.UPDATE
+
+    def rebuild(self, features: Tensor, labels: Tensor, camids: Tensor) -> None:
+        super().rebuild(features, labels, camids)
+        self.centroids = F.normalize(self.centroids, dim=1)
+
+    @torch.no_grad()
+    def update(self, step: StepFeatures) -> None:
+        keys = F.normalize(step.keys, dim=1)
+        self._move(self.centroids, step.key_labels, keys)
+        own = (step.key_labels[:, None] == self.proxy_labels) & (step.key_camids[:, None] == self.proxy_camids)
+        self._move(self.proxies, own.int().argmax(dim=1), keys)
+
+    def _move(self, rows: Tensor, owners: Tensor, images: Tensor) -> None:
+        """Move row owners[i] towards images[i], in place; a row may own several of the (B, D) images."""
+        if self.choice == "each":
+            for owner, image in zip(owners.split(1), images.split(1)):
+                rows.index_copy_(0, owner, self._between(rows.index_select(0, owner), image))
+            return
+        same = owners[:, None] == owners[None, :]  # (B, B)
+        if self.choice == "mean":
+            share = same.to(images.dtype)
+            chosen = share @ images / share.sum(dim=1, keepdim=True)
+        else:
+            similarity = (images * rows[owners]).sum(dim=1)  # (B,)
+            chosen = images[torch.where(same, similarity, float("inf")).argmin(dim=1)]
+        rows.index_copy_(0, owners, self._between(rows[owners], chosen))  # equal owners write equal rows
+
+    def _between(self, rows: Tensor, images: Tensor) -> Tensor:
+        return F.normalize(self.momentum * rows + (1 - self.momentum) * images, dim=1)
+
+
 def build_memory(cfg: CfgNode) -> MemoryBank:
     """The memory that ``MODEL.ICE.MEMORY`` names.
 

@@ -60,9 +60,6 @@ class ClusteringHook(HookBase):
         self.labels: Tensor | None = None  # (N,) int64, of the last clustering
         self._extract = FeatureExtractor(len(images))
 
-    def before_train(self) -> None:
-        self._clusterer = Clusterer(clustering_config(self.cfg, self.seed))
-
     def before_epoch(self) -> None:
         epoch = self.trainer.epoch
         self.trainer.storage.iter = self.trainer.iter  # else fastreid files the scalars under the epoch before
@@ -82,9 +79,10 @@ class ClusteringHook(HookBase):
         extraction = time.perf_counter() - start
         images = self.images
         cameras = images.camids if self.cfg.DATASETS.USE_CAMERAS else None
-        result = self._clusterer(features, cameras, images.paths, images.identities, images.tracks)
+        config = clustering_config(self.cfg, self.seed, self.trainer.epoch)
+        result = Clusterer(config)(features, cameras, images.paths, images.identities, images.tracks)
         needed = self.cfg.SOLVER.IMS_PER_BATCH // self.cfg.DATALOADER.NUM_INSTANCE
-        check_clusters(result.num_clusters, result.num_outliers, needed, self._clusterer.config)
+        check_clusters(result.num_clusters, result.num_outliers, needed, config)
         self.labels = result.labels
         model.memory.rebuild(features, result.labels, self.images.camids)
         self._report(result, extraction, time.perf_counter() - start)
