@@ -127,6 +127,9 @@ def _add_schedule(cfg: CN) -> None:
     # Compute in SOLVER.AMP.DTYPE in evaluation mode too: features for the clustering, scores, search. The embeddings
     # come out as float32. On the CPU only with bfloat16. ref: float32.
     cfg.TEST.AMP = False
+    # Compute the same twice on a GPU too: deterministic algorithms, no TF32, no search for fast ones; slower. The CPU
+    # always does (with the same number of threads).
+    cfg.SOLVER.DETERMINISTIC = False
     # How many of the periodic checkpoints are kept (beside model_best.pth and model_final.pth); 0 keeps all.
     cfg.SOLVER.CHECKPOINT_KEEP = 1
     # Evaluate the initial weights too, as epoch 0 of the results.
