@@ -130,8 +130,9 @@ def _add_schedule(cfg: CN) -> None:
     # Compute the same twice on a GPU too: deterministic algorithms, no TF32, no search for fast ones; slower. The CPU
     # always does (with the same number of threads).
     cfg.SOLVER.DETERMINISTIC = False
-    # How many of the periodic checkpoints are kept (beside model_best.pth and model_final.pth); 0 keeps all.
-    cfg.SOLVER.CHECKPOINT_KEEP = 1
+    # How many of the periodic checkpoints are kept (beside model_best.pth and model_final.pth); 0 keeps all. With two,
+    # --resume has one left where the newest is damaged.
+    cfg.SOLVER.CHECKPOINT_KEEP = 2
     # Evaluate the initial weights too, as epoch 0 of the results.
     cfg.TEST.EVAL_START = False
     # Take each test camera's mean and standard deviation out of the features before they are ranked. It uses the camera

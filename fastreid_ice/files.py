@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..")  # how the names of unfinished files begin
 
 
 @contextmanager
@@ -24,9 +27,34 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
     try:
         yield temporary
+        _to_disk(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file's content is on the disk, so that no crash of the machine leaves a name without content."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def remove_unfinished(folder: str | os.PathLike) -> list[Path]:
+    """Remove what :func:`replacing` leaves behind in a folder when its process is killed; return the files.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in (".0a1b2c3d.model.pth", ".hidden", "model.pth"):
+        ...     (folder / name).touch()
+        >>> [path.name for path in remove_unfinished(folder)], sorted(path.name for path in folder.iterdir())
+        (['.0a1b2c3d.model.pth'], ['.hidden', 'model.pth'])
+    """
+    left = sorted(path for path in Path(folder).glob(".*.*") if TEMPORARY.match(path.name) and path.is_file())
+    for path in left:
+        path.unlink(missing_ok=True)
+    return left
 
 
 def write_csv(path: str | os.PathLike, names: Iterable[Any], rows: Iterable[Sequence[Any]]) -> None:

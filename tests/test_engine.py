@@ -84,7 +84,8 @@ class TestTwoEpochs:
         best = torch.load(folder / "model_best.pth", weights_only=True)
         rows = records(folder)
         assert best["metric"] == max(row["metric"] for row in rows[1:]) == trainer.run_state.best_metric
-        assert best["ice"] == {"seed": 1, "best_metric": best["metric"], "best_epoch": best["epoch"]}
+        state = {"seed": 1, "best_metric": best["metric"], "best_epoch": best["epoch"], "last_metric": best["metric"]}
+        assert best["ice"] == state
         assert any(name.startswith("momentum_encoder.") and "running_mean" in name for name in best["model"])
 
     def test_learning_rate(self, two_epochs):
@@ -127,10 +128,11 @@ def test_hooks_in_order(two_epochs):
         "StepHook",
         "BufferSyncHook",
         "EvaluationHook",
-        "CheckpointHook",
+        "BestEpochHook",
         "WriterHook",
         "EpochRecorder",
         "ManifestHook",
+        "CheckpointHook",
     ]
 
 

@@ -26,6 +26,7 @@ from fastreid_ice.engine.checks import check_model
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
+LAST = "last_checkpoint"  # holds the name of the newest
 PREFERRED = ("model_best.pth", "model_final.pth")
 
 
@@ -64,6 +65,39 @@ def find_checkpoint(run: str | Path) -> Path:
     if not periodic:
         raise FileNotFoundError(f"{path} holds no checkpoint ({', '.join(PREFERRED)} or model_<epoch>.pth)")
     return periodic[-1]
+
+
+def newest_readable(folder: str | Path) -> Path | None:
+    """The checkpoint that ``--resume`` goes on from: the newest of a run that can be read.
+
+    That is the one that ``last_checkpoint`` names; where it is damaged, or not there, the one written before it, with a
+    warning.
+
+    Returns:
+        Its path; None where the folder holds none.
+
+    Raises:
+        ValueError: there are some, and none can be read.
+    """
+    folder = Path(folder)
+    if not (folder / LAST).is_file():
+        return None
+    tagged = folder / (folder / LAST).read_text().strip()
+    written = sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    failures = []
+    for path in [tagged, *(path for path in written if path != tagged)]:
+        try:
+            read_checkpoint(path)
+        except (ValueError, FileNotFoundError) as error:
+            failures.append(str(error))
+            continue
+        if failures:
+            logger.warning("%s. Resuming from %s, which was written before.", "; ".join(failures), path)
+        return path
+    raise ValueError(
+        f"No checkpoint in {folder} can be read: {'; '.join(failures)}. Start anew without --resume, in another "
+        "OUTPUT_DIR."
+    )
 
 
 def load_trained_model(

@@ -23,13 +23,13 @@ import fastreid_ice.modeling  # noqa: F401  (registers the ICE meta-architecture
 from fastreid_ice.data.datasets import load_test_images, load_training_images
 from fastreid_ice.data.loaders import EpochLoader, build_test_loader
 from fastreid_ice.engine.amp import Precision
-from fastreid_ice.engine.checkpoints import read_checkpoint
+from fastreid_ice.engine.checkpoints import newest_readable, read_checkpoint
 from fastreid_ice.engine.checks import check_config
 from fastreid_ice.engine.determinism import deterministic
-from fastreid_ice.engine.hooks.checkpointing import CheckpointHook, RunState
+from fastreid_ice.engine.hooks.checkpointing import BestEpochHook, CheckpointHook, RunState
 from fastreid_ice.engine.hooks.clustering import ClusteringHook
 from fastreid_ice.engine.hooks.evaluation import EvaluationHook
-from fastreid_ice.engine.hooks.manifest import ManifestHook
+from fastreid_ice.engine.hooks.manifest import ManifestHook, mark_finished
 from fastreid_ice.engine.hooks.recorder import EpochRecorder
 from fastreid_ice.engine.hooks.training import BufferSyncHook, LRScheduler, StepHook, unwrap
 from fastreid_ice.engine.hooks.writers import JSONWriter, MetricPrinter, TensorboardWriter, WriterHook
@@ -37,6 +37,7 @@ from fastreid_ice.engine.loss_log import LossLog
 from fastreid_ice.engine.optimizer import adapt_checkpoint, build_optimizer
 from fastreid_ice.engine.step import TrainingStep
 from fastreid_ice.evaluation.evaluator import ICEReidEvaluator
+from fastreid_ice.files import remove_unfinished
 from fastreid_ice.modeling.meta_arch import AMP_DTYPES
 
 logger = logging.getLogger(__name__)
@@ -85,8 +86,21 @@ class ICETrainer(DefaultTrainer):
         return adapt_checkpoint(read_checkpoint(path), self.optimizer, unwrap(self.model))
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As upstream; a resumed run goes on with the seed it was started with."""
-        super().resume_or_load(resume=resume)
+        """Go on from the newest checkpoint that can be read, or start from ``MODEL.WEIGHTS``.
+
+        A resumed run goes on with the seed it was started with.
+
+        Raises:
+            ValueError: there are checkpoints, but none that can be read.
+        """
+        folder = Path(self.cfg.OUTPUT_DIR)
+        checkpoint = newest_readable(folder) if resume else None
+        if comm.is_main_process():
+            remove_unfinished(folder)
+        if checkpoint is None:
+            super().resume_or_load(resume=False)
+        else:
+            self.start_epoch = self.checkpointer.load(str(checkpoint)).get("epoch", -1) + 1
         self.clustering.seed = self.run_state.seed
 
     def train(self) -> dict | None:
@@ -101,6 +115,8 @@ class ICETrainer(DefaultTrainer):
                 self.start_epoch,
                 self.max_epoch,
             )
+            if comm.is_main_process():
+                mark_finished(Path(self.cfg.OUTPUT_DIR))
             return self.test(self.cfg, self.model) if self.cfg.DATASETS.TESTS else None
         self._last_eval_results: dict | None = None
         with deterministic(self.cfg.SOLVER.DETERMINISTIC):
@@ -125,10 +141,11 @@ class ICETrainer(DefaultTrainer):
             period, keep = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP
             recorder = EpochRecorder(cfg.OUTPUT_DIR, self.run_state)
             built += [
-                CheckpointHook(self.checkpointer, period, keep, self.run_state),
+                BestEpochHook(self.run_state),
                 WriterHook(self.build_writers(), WRITER_PERIOD),
                 recorder,
                 ManifestHook(cfg, self.data_loader.images, self.run_state, recorder),
+                CheckpointHook(self.checkpointer, period, keep, self.run_state),
             ]
         return built
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 from fastreid.engine import hooks
+from fastreid.engine.train_loop import HookBase
 from fastreid.utils.checkpoint import Checkpointer
 
 logger = logging.getLogger(__name__)
@@ -23,11 +24,13 @@ class RunState:
         seed: of the run; every epoch derives its random numbers from it.
         best_metric: highest mean of mAP and Rank-1 (percent) so far; -1 before the first evaluation.
         best_epoch: its epoch, counted from 0; -1 before the first evaluation.
+        last_metric: that of the last evaluation, -1 before the first.
     """
 
     seed: int
     best_metric: float = -1.0
     best_epoch: int = -1
+    last_metric: float = -1.0
 
     def state_dict(self) -> dict:
         return asdict(self)
@@ -36,14 +39,39 @@ class RunState:
         self.__dict__.update(state)
 
 
+class BestEpochHook(HookBase):
+    """Note in the run's state which epoch is the best, those before a resume included.
+
+    Behind the evaluation, and before whatever writes the state.
+    """
+
+    def __init__(self, state: RunState):
+        self._state = state
+
+    def before_train(self) -> None:
+        tests = self.trainer.cfg.DATASETS.TESTS
+        self._metric_name = f"{tests[0]}/metric" if len(tests) > 1 else "metric"  # as the evaluation names it
+        if not tests:
+            logger.info("DATASETS.TESTS is empty: no evaluation and no best checkpoint, model_final.pth is the last")
+
+    def after_epoch(self) -> None:
+        storage = self.trainer.storage
+        metric, evaluated_at = storage.latest().get(self._metric_name, (-1.0, None))
+        if evaluated_at != storage.iter:
+            return
+        self._state.last_metric = metric
+        if metric > self._state.best_metric:
+            self._state.best_metric, self._state.best_epoch = metric, self.trainer.epoch
+
+
 class CheckpointHook(hooks.PeriodicCheckpointer):
     """Keep the best, the last and the newest periodic checkpoints.
 
-    ``model_best.pth`` after each evaluation that beats all before it, those before a resume included (fastreid's
-    starts anew and looks only every ``SOLVER.CHECKPOINT_PERIOD``), ``model_final.pth`` after the last epoch, and
-    ``model_<epoch>.pth`` every ``SOLVER.CHECKPOINT_PERIOD`` epochs (0: never), of which the newest
-    ``SOLVER.CHECKPOINT_KEEP`` stay (0: all). Without ``DATASETS.TESTS`` there is no best one. Runs in the main process
-    only.
+    ``model_best.pth`` after each evaluation that beats all before it (fastreid's starts anew with a resume, and looks
+    only every ``SOLVER.CHECKPOINT_PERIOD``), ``model_final.pth`` after the last epoch, and ``model_<epoch>.pth`` every
+    ``SOLVER.CHECKPOINT_PERIOD`` epochs (0: never), of which the newest ``SOLVER.CHECKPOINT_KEEP`` stay (0: all).
+    Without ``DATASETS.TESTS`` there is no best one. Runs in the main process only, and last: what else is written of an
+    epoch is there when its checkpoint is, so that a run that is killed between them redoes the epoch and loses nothing.
     """
 
     def __init__(self, checkpointer: Checkpointer, period: int, keep: int, state: RunState):
@@ -53,17 +81,11 @@ class CheckpointHook(hooks.PeriodicCheckpointer):
 
     def before_train(self) -> None:
         self.max_epoch = self.trainer.max_epoch
-        tests = self.trainer.cfg.DATASETS.TESTS
-        self.metric_name = f"{tests[0]}/metric" if len(tests) > 1 else "metric"  # as the evaluation names it
-        if not tests:
-            logger.info("DATASETS.TESTS is empty: no evaluation and no best checkpoint, model_final.pth is the last")
 
     def after_epoch(self) -> None:
-        storage, epoch = self.trainer.storage, self.trainer.epoch
-        metric, evaluated_at = storage.latest().get(self.metric_name, (-1.0, None))
-        extra = {"epoch": epoch, "metric": metric}
-        if evaluated_at == storage.iter and metric > self._state.best_metric:
-            self._state.best_metric, self._state.best_epoch = metric, epoch
+        epoch = self.trainer.epoch
+        extra = {"epoch": epoch, "metric": self._state.last_metric}
+        if epoch == self._state.best_epoch:
             self.checkpointer.save("model_best", **extra)
         if epoch + 1 == self.max_epoch:
             self.checkpointer.save("model_final", **extra)

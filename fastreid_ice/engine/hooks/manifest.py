@@ -83,6 +83,17 @@ class ManifestHook(HookBase):
         write_manifest(self._path, self._manifest)
 
 
+def mark_finished(folder: Path) -> None:
+    """Say in ``run.json`` that a run whose last checkpoint is there has finished; it may have been killed before."""
+    path = folder / FILE_NAME
+    try:
+        manifest = read_manifest(path)
+    except (OSError, ValueError):
+        return
+    if manifest["status"] != "finished":
+        write_manifest(path, {**manifest, "status": "finished"})
+
+
 def _gpu_names(cfg: CfgNode) -> list[str]:
     if not cfg.MODEL.DEVICE.startswith("cuda"):
         return []

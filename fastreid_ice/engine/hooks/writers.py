@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
@@ -41,12 +43,20 @@ class JSONWriter(_WritesEachScalarOnce, events.JSONWriter):
         by_iteration: dict[int, dict[str, float]] = defaultdict(dict)
         for name, value, iteration in self._new_scalars(self._window_size):
             by_iteration[iteration][name] = value
-        with open(self._path, "a", encoding="utf-8") as file:
+        with open(self._path, "a+b") as file:
+            if file.tell() and not _ends_a_line(file):
+                file.write(b"\n")  # a run was killed in the middle of its last line
             for iteration, scalars in sorted(by_iteration.items()):
-                file.write(json.dumps({**scalars, "iteration": iteration}, sort_keys=True) + "\n")
+                line = json.dumps({**scalars, "iteration": iteration}, sort_keys=True)
+                file.write(line.encode() + b"\n")
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 class TensorboardWriter(_WritesEachScalarOnce, events.TensorboardXWriter):
