@@ -504,7 +504,7 @@ def test_options_that_make_no_table(tmp_path):
         ("leave --published away", [run], {"ablation": True, "published": True}),
         ("metafile describes weights", [], {"format": "metafile", "published": True}),
         ("format is 'html'; choose one of markdown, latex, csv", [run], {"format": "html"}),
-        ("choose of best, last", [run], {"epochs": ["first"]}),
+        ("choose of start, best, last", [run], {"epochs": ["first"]}),
         ("--name .*x=y: none of the runs lies in", [run], {"names": {str(tmp_path / "x"): "y"}}),
         ("no such file", [], {"published": tmp_path / "none.yml"}),
     ):

@@ -43,16 +43,26 @@ def test_evaluating_nothing_is_refused(tmp_path):
         run(arguments(tmp_path, eval_only=True))
 
 
-def test_demo_writes_its_pictures(tmp_path, monkeypatch, capsys):
-    opts = [str(item) for item in small_options(SMALL)]
-    monkeypatch.setattr("sys.argv", ["demo.py", "--output-dir", str(tmp_path), *opts])
-    demo.main()
-    table = capsys.readouterr().out.split("\n\n")[-2].splitlines()
-    assert [line.split("|")[1].strip() for line in table[2:]] == [
-        "before training",
-        "ICE, best epoch (1)",
-        "ICE, last epoch (1)",
-        "with the true labels, last epoch",
+def test_demo_writes_its_pictures(tmp_path, capsys):
+    opts = [str(item) for item in small_options({**SMALL, "MODEL.ICE.IMPORTS": ("tests.tiny",)})]
+    demo.main(["--output-dir", str(tmp_path), *opts])
+    printed = capsys.readouterr()
+    table = [line.split("|") for line in printed.out.splitlines() if line.startswith("|")][2:]
+    rows = [[cell.strip() for cell in line[1:6] if cell.strip()] for line in table]
+    assert [(row[0], row[3]) for row in rows] == [
+        (name, epoch) for name in ("ICE", "true labels") for epoch in ("start", "best", "last")
     ]
-    assert "8 identities" in table[-1]
+    assert "for 8 people" in printed.out
+    assert printed.out.rstrip().endswith(f"Clusters: {tmp_path / 'clusters.png'}\nCurves: {tmp_path / 'curves.png'}")
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("clusters.png", "curves.png"))
+    assert "ICE epoch 0 of 1, true labels epoch 0 of 1; the first epoch" in printed.err
+
+
+def test_demo_names_what_failed(tmp_path, capsys):
+    opts = [
+        str(item) for item in small_options({**SMALL, "MODEL.ICE.IMPORTS": ("tests.tiny",), "CLUSTERING.EPS": 0.01})
+    ]
+    with pytest.raises(SystemExit):
+        demo.main(["--output-dir", str(tmp_path), *opts, "CLUSTERING.MIN_SAMPLES", "30"])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("error: the training ICE failed") and "Clustering found no cluster" in said

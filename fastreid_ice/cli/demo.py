@@ -1,41 +1,126 @@
 """Train ICE on the embedded dataset without labels, and beside it with the true ones; print the scores.
 
-Writes the clusters found and the curves as pictures into logs/demo. Takes a few minutes on two cores.
+Both trainings run at once, each on half of the processor's cores. Writes the clusters found and the curves as pictures
+into logs/demo. Takes a few minutes on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import os
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
-from tabulate import tabulate
-
-from fastreid_ice.engine import ICETrainer, setup
+from fastreid_ice.config_files import load_config
+from fastreid_ice.data.datasets import load_training_images
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.model_zoo import get_config_file
 from fastreid_ice.report.contact_sheet import contact_sheet
 from fastreid_ice.report.curves import training_curves
+from fastreid_ice.report.tables import benchmark_table
 
-SCORES = ("mAP", "Rank-1", "Rank-5", "Rank-10")
-
-
-def train(output_dir: Path, *opts: str) -> tuple[ICETrainer, list[dict]]:
-    """Run configs/ICE/demo.yml; return the trainer and the rows of its results.json."""
-    config = get_config_file("ICE/demo.yml")
-    cfg = setup(argparse.Namespace(config_file=config, opts=["OUTPUT_DIR", str(output_dir), *opts], eval_only=False))
-    trainer = ICETrainer(cfg)
-    trainer.resume_or_load(resume=False)
-    trainer.train()
-    return trainer, json.loads((output_dir / "results.json").read_text())
+CONFIG = "ICE/demo.yml"
+# Folder of a training, its name, and the keys in which it differs.
+TRAININGS = (("ice", "ICE", ()), ("true_labels", "true labels", ("CLUSTERING.METHOD", "ground_truth")))
+POLL = 0.5  # seconds between two looks at the trainings
 
 
-def row(name: str, record: dict, clusters: str) -> list:
-    return [name, *(record[score] for score in SCORES), clusters]
+@dataclass
+class Training:
+    """One of the two trainings, as a process of its own."""
+
+    name: str
+    folder: Path
+    process: subprocess.Popen
+
+    @property
+    def console(self) -> Path:
+        """What the process prints."""
+        return self.folder / "console.txt"
+
+    def records(self) -> list[dict]:
+        """The rows of its results.json so far."""
+        path = self.folder / "results.json"
+        return json.loads(path.read_text()) if path.is_file() else []
+
+    def epochs_done(self) -> int:
+        return max((record["epoch"] for record in self.records()), default=0)
+
+    def check(self) -> None:
+        """Raise RuntimeError, with the last line that it has printed, where the process has failed."""
+        if self.process.poll():
+            lines = [line for line in self.console.read_text(errors="replace").splitlines() if line.strip()]
+            last = lines[-1].removeprefix("error: ") if lines else f"exit code {self.process.returncode}"
+            raise RuntimeError(f"the training {self.name} failed ({self.console} has more): {last}")
+
+
+def start(name: str, folder: Path, opts: Sequence[str]) -> Training:
+    """Start a training with half of the cores; one that is in the folder already is replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in ("results.json", "run.json", "clusters.csv"):
+        (folder / old).unlink(missing_ok=True)
+    command = [sys.executable, "-m", "fastreid_ice.cli.train", "--config-file", str(get_config_file(CONFIG))]
+    command += [*opts, "REPORT.ENABLED", "False", "OUTPUT_DIR", str(folder)]
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 2) // 2))
+    with open(folder / "console.txt", "w", encoding="utf-8") as console:
+        environment = {**os.environ, "OMP_NUM_THREADS": threads}
+        process = subprocess.Popen(command, env=environment, stdout=console, stderr=subprocess.STDOUT)
+    return Training(name, folder, process)
+
+
+def follow(trainings: Sequence[Training], epochs: int) -> None:
+    """Wait for all, with a line that says how far they are and how much time is left.
+
+    Raises:
+        RuntimeError: one of them has failed; the others are ended then.
+    """
+    begin, shown = time.monotonic(), ""
+    try:
+        while any(training.process.poll() is None for training in trainings):
+            for training in trainings:
+                training.check()
+            done = [training.epochs_done() for training in trainings]
+            text = ", ".join(f"{training.name} epoch {n} of {epochs}" for training, n in zip(trainings, done))
+            line = f"{text}; {_left(time.monotonic() - begin, min(done), epochs)}"
+            if line != shown:
+                _show(line, len(shown))
+                shown = line
+            time.sleep(POLL)
+        for training in trainings:
+            training.check()
+    finally:
+        for training in trainings:
+            training.process.kill()
+            training.process.wait()
+        if shown and sys.stderr.isatty():
+            sys.stderr.write("\n")
+
+
+def _show(line: str, before: int) -> None:
+    """On a terminal a line takes the place of the one before it."""
+    sys.stderr.write(f"\r{line:{before}}" if sys.stderr.isatty() else line + "\n")
+    sys.stderr.flush()
+
+
+def _left(seconds: float, done: int, epochs: int) -> str:
+    """The time left, if the epochs to come take as long as those before.
+
+    Example:
+        >>> _left(60, 2, 8), _left(10, 0, 8), _left(57, 19, 20)
+        ('about 3 min left', 'the first epoch', 'less than a minute left')
+    """
+    if done == 0:
+        return "the first epoch"
+    left = seconds / done * (epochs - done)
+    return "less than a minute left" if left < 60 else f"about {left / 60:.0f} min left"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,25 +137,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.write(run(args.output_dir, args.opts))
 
 
-def run(output_dir: Path, opts: Sequence[str]) -> str:
+def run(output_dir: Path, opts: Sequence[str] = ()) -> str:
     """Train twice, draw, and return the table and where the pictures are."""
-    trainer, records = train(output_dir / "ice", *opts)
-    _, supervised = train(output_dir / "true_labels", "CLUSTERING.METHOD", "ground_truth", *opts)
+    cfg = load_config(get_config_file(CONFIG), opts)
+    load_training_images(cfg)  # the dataset is rendered on first use: once, not by both at the same time
+    trainings = [start(name, output_dir / folder, [*keys, *opts]) for folder, name, keys in TRAININGS]
+    follow(trainings, cfg.SOLVER.MAX_EPOCH)
+    table = benchmark_table([training.folder for training in trainings], epochs=("start", "best", "last"))
+    return f"\n{table}\n{draw(trainings[0], output_dir)}\n"
 
-    images, labels = trainer.data_loader.images, trainer.clustering.labels
-    assert labels is not None and images.identities is not None
-    identities = len(images.identities.unique())
-    last = records[-1]
-    found = f"{int(labels.max()) + 1}, {int((labels < 0).sum())} outliers of {len(images)} images"
-    best = next(record for record in records if record["best"])
-    table = [
-        *(row("before training", record, "") for record in records if record["epoch"] == 0),
-        row(f"ICE, best epoch ({best['epoch']})", best, ""),
-        row(f"ICE, last epoch ({last['epoch']})", last, found),
-        row("with the true labels, last epoch", supervised[-1], f"{identities} identities"),
-    ]
+
+def draw(training: Training, output_dir: Path) -> str:
+    """Draw what a training has found, and say where."""
+    with open(training.folder / "clusters.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    labels, identities, cameras = ([int(row[name]) for row in rows] for name in ("label", "identity", "camera"))
+    true = len(set(identities))
     sheet, curves = output_dir / "clusters.png", output_dir / "curves.png"
-    contact_sheet(images.paths, labels.tolist(), images.identities.tolist(), images.camids.tolist(), out_path=sheet)
-    training_curves(records, curves, true_identities=identities, title="ICE on SyntheticReID")
-    text = tabulate(table, headers=["", *SCORES, "clusters"], floatfmt=".1f", tablefmt="pipe")
-    return f"\n{text}\n\nClusters of the last epoch: {sheet}\nCurves: {curves}\n"
+    contact_sheet([row["path"] for row in rows], labels, identities, cameras, out_path=sheet)
+    training_curves(training.records(), curves, true_identities=true, title="ICE on SyntheticReID")
+    found = f"{max(labels) + 1} clusters for {true} people, {labels.count(-1)} outliers of {len(labels)} images"
+    return f"ICE found {found} before its last epoch.\n\nClusters: {sheet}\nCurves: {curves}"

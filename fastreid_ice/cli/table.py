@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.report.tables import FORMATS, benchmark_table
-from fastreid_ice.report.tables.model import EPOCHS
+from fastreid_ice.report.tables.model import ALL_EPOCHS, EPOCHS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     built.add_argument("--output", metavar="FILE", help="write there instead of on the screen")
     built.add_argument("--published", action="store_true", help="show published numbers too, apart; alone without RUN")
     built.add_argument("--ablation", action="store_true", help="what differs between the runs becomes the columns")
-    built.add_argument("--epochs", nargs="+", default=list(EPOCHS), choices=EPOCHS, help="rows to show")
+    built.add_argument("--epochs", nargs="+", default=list(EPOCHS), choices=ALL_EPOCHS, help="rows to show")
     built.add_argument("--unfinished", action="store_true", help="show runs that are not finished, marked")
     built.add_argument("--name", action="append", default=[], metavar="FOLDER=NAME", help="name of a folder's runs")
     built.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -223,6 +223,11 @@ def last_record(records: Sequence[Mapping[str, Any]], tests: Sequence[str]) -> M
     return max(evaluated, key=lambda record: record["epoch"], default=None)
 
 
+def start_record(records: Sequence[Mapping[str, Any]], tests: Sequence[str]) -> Mapping[str, Any] | None:
+    """The row of the initial weights (epoch 0); None where they were not evaluated."""
+    return next((record for record in records if record["epoch"] == 0 and is_evaluated(record, tests)), None)
+
+
 def is_evaluated(record: Mapping[str, Any], tests: Sequence[str]) -> bool:
     return bool(tests) and all(record.get(score_key(tests, test, "mAP")) is not None for test in tests)
 

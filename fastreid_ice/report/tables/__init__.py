@@ -10,7 +10,7 @@ from fastreid_ice.report.tables.build import build_table, differing_keys, group_
 from fastreid_ice.report.tables.delimited import as_delimited
 from fastreid_ice.report.tables.latex import as_latex
 from fastreid_ice.report.tables.markdown import as_markdown
-from fastreid_ice.report.tables.model import EPOCHS, Cell, Published, Row, Run, Statistic, Table, aggregate
+from fastreid_ice.report.tables.model import ALL_EPOCHS, EPOCHS, Cell, Published, Row, Run, Statistic, Table, aggregate
 from fastreid_ice.report.tables.published import PUBLISHED, read_published
 from fastreid_ice.report.tables.runs import find_runs, read_run, read_runs
 from fastreid_ice.report.tables.zoo import metafile, model_index
@@ -61,7 +61,7 @@ def benchmark_table(
         output: file to write as well; it appears whole or not at all.
         published: also show published numbers, those of the package (True) or of a file.
         ablation: what differs between the runs becomes the columns; None: if anything does.
-        epochs: which of "best" and "last" get a row.
+        epochs: which of "start" (the initial weights, where they were evaluated), "best" and "last" get a row.
         unfinished: show runs that have not come to their end, marked as such.
         names: name of the method per folder.
 
@@ -73,9 +73,9 @@ def benchmark_table(
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; choose one of {', '.join(FORMATS)}")
-    unknown = [epoch for epoch in epochs if epoch not in EPOCHS]
+    unknown = [epoch for epoch in epochs if epoch not in ALL_EPOCHS]
     if unknown or not epochs:
-        raise ValueError(f"epochs are {list(epochs)}; choose of {', '.join(EPOCHS)}")
+        raise ValueError(f"epochs are {list(epochs)}; choose of {', '.join(ALL_EPOCHS)}")
     others: list[Published] = []
     if published is not False:
         others = read_published(PUBLISHED if published is True else published)

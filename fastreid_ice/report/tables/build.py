@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Union
 
-from fastreid_ice.report.manifest import best_record, flatten, last_record, score_key
+from fastreid_ice.report.manifest import best_record, flatten, last_record, score_key, start_record
 from fastreid_ice.report.tables.model import (
     EPOCHS,
     METRICS,
@@ -167,7 +167,7 @@ def build_table(
         runs: see :func:`fastreid_ice.report.tables.read_runs`; none makes a table of published numbers alone.
         published: rows of others; with runs, only those on the runs' test sets are kept.
         ablation: what differs between the runs becomes the columns.
-        epochs: which of ``EPOCHS`` get a row.
+        epochs: which of ``ALL_EPOCHS`` get a row; "start" only where a run has evaluated it.
 
     Raises:
         ValueError: nothing to show, or an ablation of runs that do not differ.
@@ -243,6 +243,8 @@ def _rows(columns: Sequence[str], labelled: Sequence[tuple[Labels, Group]], epoc
             first = next(iter(groups.values()))
             for epoch in epochs:
                 cells = {test: _cell(group, epoch) for test, group in groups.items()}
+                if epoch == "start" and not any(cell.scores for cell in cells.values()):
+                    continue
                 built.append(
                     Row(labels, first.setting, epoch, cells, not first.state, _plain_name(columns, labels, first))
                 )
@@ -261,7 +263,7 @@ def _plain_name(columns: Sequence[str], labels: Labels, group: Group) -> str:
 
 
 def _cell(group: Group, epoch: str) -> Cell:
-    find = best_record if epoch == "best" else last_record
+    find = {"start": start_record, "best": best_record, "last": last_record}[epoch]
     found = [(run, record) for run in group.runs if (record := find(run.records, run.tests)) is not None]
     scores = {}
     for metric in METRICS:

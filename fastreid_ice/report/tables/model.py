@@ -12,6 +12,7 @@ from typing import Any
 METRICS = ("mAP", "Rank-1", "Rank-5", "Rank-10")
 SHORT = {"mAP": "mAP", "Rank-1": "R1", "Rank-5": "R5", "Rank-10": "R10"}
 EPOCHS = ("best", "last")
+ALL_EPOCHS = ("start", *EPOCHS)  # "start": the initial weights, where TEST.EVAL_START has evaluated them
 WITH_IDENTITIES = "with identity labels"
 SETTINGS = ("without camera labels", "with camera labels", WITH_IDENTITIES)
 # fastreid's names of test sets, in the order of the tables, and how papers write them.
@@ -117,12 +118,12 @@ def device(manifest: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """A method (or a setting of an ablation) at one of ``EPOCHS``.
+    """A method (or a setting of an ablation) at one of ``ALL_EPOCHS``.
 
     Attributes:
         labels: one text per column of the table; a bool stands for on and off.
         setting: one of ``SETTINGS``.
-        epoch: "best" or "last".
+        epoch: "start", "best" or "last".
         cells: per test set; a set that is missing was not tested.
         finished: False for runs that have not come to their end.
         name: for machine-readable formats, unique among the rows of an epoch.
@@ -186,7 +187,7 @@ def _rank(rows: Sequence[Row], datasets: Sequence[str]) -> dict[tuple[int, str, 
     """
     marks = {}
     ranked = [i for i, row in enumerate(rows) if row.finished and row.setting != WITH_IDENTITIES]
-    for epoch in EPOCHS:
+    for epoch in ALL_EPOCHS:
         for dataset in datasets:
             for metric in METRICS:
                 shown = {
