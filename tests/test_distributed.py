@@ -10,58 +10,112 @@ import pytest
 import torch
 from fastreid.engine import launch
 from fastreid.utils import comm
+from torch.nn.parallel import DistributedDataParallel
 
-from tests.conftest import ice_config
+from tests import test_trajectories
+from tests.conftest import ice_config, load_numbers
 
 pytestmark = pytest.mark.usefixtures("tiny_dataset")
 
 SMALL = {
     "MODEL__BACKBONE__NAME": "build_two_convolutions",
     "MODEL__BACKBONE__FEAT_DIM": 32,
-    "CLUSTERING__METHOD": "ground_truth",  # a rounding in the last bit may move an image between clusters
     "SOLVER__IMS_PER_BATCH": 16,
     "SOLVER__ITERS_PER_EPOCH": 4,
 }
+CLUSTERED = {"CLUSTERING__METHOD": "jaccard_dbscan", "SOLVER__IMS_PER_BATCH": 8, "SOLVER__ITERS_PER_EPOCH": 3}
+# Runs of two epochs: what differs, the chunks of the whole batch, and how near two processes come to one.
+RUNS = {
+    "true labels": ({"CLUSTERING__METHOD": "ground_truth"}, 4, {"atol": 1e-5, "rtol": 1e-4}),
+    "clusters": (CLUSTERED, 2, {"atol": 1e-5, "rtol": 1e-4}),
+    "clusters, bfloat16": (
+        {**CLUSTERED, "SOLVER__AMP__ENABLED": True, "SOLVER__AMP__DTYPE": "bfloat16"},
+        2,
+        {"atol": 5e-3, "rtol": 2e-2},
+    ),
+}
 
 
-def train(output_dir: str, overrides: dict, root: str) -> None:
-    """What each process runs."""
-    importlib.import_module("fastreid.data.build")._root = root
+def train(folder: str, name: str) -> None:
     from fastreid_ice.engine import ICETrainer
-    from tests import tiny  # noqa: F401
 
-    trainer = ICETrainer(ice_config(OUTPUT_DIR=output_dir, **overrides))
+    overrides, chunks, _ = RUNS[name]
+    chunks //= comm.get_world_size()
+    trainer = ICETrainer(ice_config(OUTPUT_DIR=folder, **{**SMALL, **overrides, "MODEL__ICE__BN_CHUNKS": chunks}))
     trainer.resume_or_load(resume=False)
     trainer.train()
-    torch.save(trainer.clustering.labels, f"{output_dir}/labels_{comm.get_rank()}.pth")
+    torch.save(trainer.clustering.labels, f"{folder}/labels_{comm.get_rank()}.pth")
 
 
-def test_two_processes_equal_one(tmp_path):
-    """Same losses, weights, statistics and scores: the batch is shared, the chunks too, and the keys are gathered."""
-    root = os.environ["FASTREID_DATASETS"]
-    states, losses = [], []
-    for processes in (1, 2):
-        folder = str(tmp_path / str(processes))
-        overrides = {**SMALL, "MODEL__ICE__BN_CHUNKS": 4 // processes}
-        launch(train, processes, dist_url="auto", args=(folder, overrides, root))
-        checkpoint = torch.load(f"{folder}/model_final.pth", weights_only=True)
-        states.append(checkpoint["model"])
-
-        rows = json.loads((tmp_path / str(processes) / "results.json").read_text())
-        losses.append([[row[k] for k in sorted(row) if "loss" in k or k in ("mAP", "Rank-1")] for row in rows])
-    assert losses[1] == [pytest.approx(row, rel=1e-4) for row in losses[0]]
-    for name in states[0]:
-        torch.testing.assert_close(states[1][name], states[0][name], atol=1e-5, rtol=1e-4, msg=name)
+def train_golden(folder: str) -> None:
+    """A process's half of each batch of the reference's twelve steps, in two of the four chunks."""
+    name = "trajectory_4_chunk"
+    numbers = load_numbers(name, *(f"{name}_{view}" for view in test_trajectories.VIEWS))
+    model, optimizer = test_trajectories.build(chunks=2, unused_passes=True)
+    model.load_state_dict(test_trajectories.our_state(numbers, "init"))
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False).train()
+    half = numbers["targets"].shape[1] // 2
+    share = slice(comm.get_rank() * half, (comm.get_rank() + 1) * half)
+    losses = test_trajectories.train(model, optimizer, numbers, share, wrapped)
+    torch.save({"losses": losses, "model": model.state_dict()}, f"{folder}/golden_{comm.get_rank()}.pth")
 
 
-def test_clustering_on_two_processes(tmp_path):
-    """Features are extracted in shares, and both processes train on the same clusters."""
-    overrides = {**SMALL, "CLUSTERING__METHOD": "jaccard_dbscan", "SOLVER__MAX_EPOCH": 1, "MODEL__ICE__BN_CHUNKS": 1}
-    overrides |= {"SOLVER__IMS_PER_BATCH": 8, "SOLVER__ITERS_PER_EPOCH": 1}
+def everything(folder: str, root: str) -> None:
+    """What each process runs: all in one start of the processes, which takes longer than the trainings."""
+    importlib.import_module("fastreid.data.build")._root = root
+    from tests import tiny  # noqa: F401
 
-    labels = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        launch(train, processes, dist_url="auto", args=(str(folder), overrides, os.environ["FASTREID_DATASETS"]))
-        labels += [torch.load(folder / f"labels_{rank}.pth") for rank in range(processes)]
-    assert labels[0].max() >= 1 and all(torch.equal(labels[0], other) for other in labels[1:])
+    for name in RUNS:
+        train(f"{folder}/{name}", name)
+    if comm.get_world_size() > 1:
+        train_golden(folder)
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_dataset, tmp_path_factory):
+    """Of the runs by one process, and by two."""
+    found = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
+    for processes, folder in enumerate(found, start=1):
+        launch(everything, processes, dist_url="auto", args=(str(folder), os.environ["FASTREID_DATASETS"]))
+    return found
+
+
+def losses(folder) -> list[list[float]]:
+    rows = json.loads((folder / "results.json").read_text())
+    return [[row[k] for k in sorted(row) if "loss" in k or k in ("mAP", "Rank-1")] for row in rows]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_equal_one(name, folders):
+    """Same losses, weights, statistics, scores: batch and chunks are shared, keys and features gathered."""
+    one, two = (folder / name for folder in folders)
+    tolerance = RUNS[name][2]
+    found, expected = losses(two), losses(one)
+    assert len(found) == len(expected) == 3
+    assert found == [pytest.approx(row, rel=tolerance["rtol"]) for row in expected]
+    states = [torch.load(folder / "model_final.pth", weights_only=True)["model"] for folder in (one, two)]
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, msg=key, **tolerance)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_all_processes_train_on_the_same_clusters(name, folders):
+    one, two = (folder / name for folder in folders)
+    labels = torch.load(one / "labels_0.pth", weights_only=True)
+    assert labels.max() >= 1
+    for rank in range(2):
+        assert torch.equal(labels, torch.load(two / f"labels_{rank}.pth", weights_only=True))
+
+
+def test_two_processes_equal_the_reference(folders):
+    """Losses of twelve steps and the final weights are those of the reference's single process with four chunks."""
+    first, second = (torch.load(folders[1] / f"golden_{rank}.pth", weights_only=True) for rank in range(2))
+    numbers = load_numbers("trajectory_4_chunk")
+    assert len(first["losses"]) == 4
+    for key in first["losses"]:
+        mean = (first["losses"][key] + second["losses"][key]) / 2
+        torch.testing.assert_close(mean.double(), numbers[key], atol=1e-4, rtol=0, msg=key)
+    expected = test_trajectories.our_state(numbers, "final")
+    for state in (first["model"], second["model"]):
+        for key in [name for name in expected if name.endswith(("weight", "bias"))]:
+            torch.testing.assert_close(state[key], expected[key].to(state[key].dtype), atol=1e-5, rtol=0, msg=key)

@@ -39,8 +39,11 @@ def our_state(numbers: dict, moment: str) -> dict:
     return state
 
 
-def train(model, optimizer, numbers: dict) -> dict:
-    """The losses of every step."""
+def train(model, optimizer, numbers: dict, share: slice = slice(None), wrapped=None) -> dict:
+    """The losses of every step.
+
+    ``share``: this process's part of each batch; ``wrapped``: the model as it averages gradients between processes.
+    """
     model.memory.rebuild(numbers["features"], numbers["pseudo_labels"], numbers["camids"])
     torch.testing.assert_close(model.memory.centroids, numbers["centroids"])
     steps = len(numbers["targets"])
@@ -49,10 +52,10 @@ def train(model, optimizer, numbers: dict) -> dict:
         model._permutation = lambda batch_size: next(orders)
     losses = []
     for step in range(steps):
-        first, second, weak = (numbers[view][step].float() for view in VIEWS)
+        first, second, weak = (numbers[view][step][share].float() for view in VIEWS)
         batch = {"images": first, "images_key": second, "images_weak": weak}
-        batch |= {"targets": numbers["targets"][step], "camids": numbers["batch_camids"][step]}
-        losses.append(model(batch))
+        batch |= {"targets": numbers["targets"][step][share], "camids": numbers["batch_camids"][step][share]}
+        losses.append((wrapped or model)(batch))
         optimizer.zero_grad()
         sum(losses[-1].values()).backward()
         optimizer.step()
