@@ -109,8 +109,9 @@ def _add_schedule(cfg: CN) -> None:
     # Epochs of linear warm-up from WARMUP_FACTOR to 1, constant within an epoch (ref: 10). fastreid's own
     # WARMUP_ITERS warms up by step; only one of the two may be set.
     cfg.SOLVER.WARMUP_EPOCHS = 10
-    # How many of the periodic checkpoints are kept (beside model_best.pth and model_final.pth); 0 keeps all.
-    cfg.SOLVER.CHECKPOINT_KEEP = 1
+    # How many of the periodic checkpoints are kept (beside model_best.pth and model_final.pth); 0 keeps all. --resume
+    # falls back to the one before, should the newest not be readable after a crash of the machine or a full disk.
+    cfg.SOLVER.CHECKPOINT_KEEP = 2
     # Evaluate the initial weights too, as epoch 0 of the results.
     cfg.TEST.EVAL_START = False
     # Take each test camera's mean and standard deviation out of the features before they are ranked. It uses the camera

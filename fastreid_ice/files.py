@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,37 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.(?P<name>.+)")
+
+
+def remove_leftovers(folder: str | os.PathLike, patterns: Iterable[str]) -> list[Path]:
+    """Remove the temporary files of :func:`replacing` that a killed process has left in a folder.
+
+    Call it before this process writes there, and only where no other one does.
+
+    Args:
+        folder: that may be missing.
+        patterns: of the final names, as of a shell; the temporary files of others stay.
+
+    Returns:
+        What was removed.
+    """
+    patterns = tuple(patterns)
+    removed = []
+    for path in Path(folder).glob(".*"):
+        matched = _TEMPORARY.fullmatch(path.name)
+        if matched and path.is_file() and any(fnmatchcase(matched["name"], pattern) for pattern in patterns):
+            path.unlink(missing_ok=True)
+            removed.append(path)
+    return removed
+
+
+def flush_to_disk(path: str | os.PathLike) -> None:
+    """Return when a file's content is on the disk, so that a rename after it never shows half of it."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def write_csv(path: str | os.PathLike, names: Iterable[Any], rows: Iterable[Sequence[Any]]) -> None:

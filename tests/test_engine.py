@@ -127,9 +127,10 @@ def test_hooks_in_order(two_epochs):
         "StepHook",
         "BufferSyncHook",
         "EvaluationHook",
-        "CheckpointHook",
+        "BestEpochHook",
         "WriterHook",
         "EpochRecorder",
+        "CheckpointHook",
         "ManifestHook",
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +23,19 @@ from torch import nn
 import fastreid_ice.modeling  # noqa: F401  (registers the ICE meta-architecture and its head)
 from fastreid_ice.config_files import load_config
 from fastreid_ice.engine.checks import check_model
+from fastreid_ice.errors import one_line
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 PREFERRED = ("model_best.pth", "model_final.pth")
+
+# What torch and pickle raise of a file that is cut off, or has other bytes in it.
+_DAMAGED = (RuntimeError, EOFError, LookupError, TypeError, AttributeError, ValueError, OSError, struct.error)
+
+
+class UnreadableCheckpointError(ValueError):
+    """A file that is no checkpoint, or half of one."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read as one.
+        UnreadableCheckpointError: it cannot be read as one.
     """
     local = str(PathManager.get_local_path(str(path)))
     if not Path(local).expanduser().is_file():
@@ -141,8 +150,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         return Checkpointer(nn.Identity())._load_file(str(Path(local).expanduser()))
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise UnreadableCheckpointError(
             f"{path} is not a checkpoint of tensors and plain values, and was not read further since it may run code"
         ) from error
-    except (RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a checkpoint, or is damaged: {error}") from error
+    except _DAMAGED as error:
+        raise UnreadableCheckpointError(f"{path} is not a checkpoint, or is damaged: {one_line(error)}") from error

@@ -22,7 +22,7 @@ from fastreid_ice.data.datasets import load_test_images, load_training_images
 from fastreid_ice.data.loaders import EpochLoader, build_test_loader
 from fastreid_ice.engine.checkpoints import read_checkpoint
 from fastreid_ice.engine.checks import check_config
-from fastreid_ice.engine.hooks.checkpointing import CheckpointHook, RunState
+from fastreid_ice.engine.hooks.checkpointing import BestEpochHook, CheckpointHook, RunState
 from fastreid_ice.engine.hooks.clustering import ClusteringHook
 from fastreid_ice.engine.hooks.evaluation import EvaluationHook
 from fastreid_ice.engine.hooks.manifest import ManifestHook
@@ -30,7 +30,9 @@ from fastreid_ice.engine.hooks.recorder import EpochRecorder
 from fastreid_ice.engine.hooks.training import BufferSyncHook, StepHook, unwrap
 from fastreid_ice.engine.hooks.writers import JSONWriter, MetricPrinter, TensorboardWriter, WriterHook
 from fastreid_ice.engine.optimizer import adapt_checkpoint, build_optimizer
+from fastreid_ice.engine.resuming import RUN_FILES, load_newest
 from fastreid_ice.evaluation.evaluator import ICEReidEvaluator
+from fastreid_ice.files import remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +67,22 @@ class ICETrainer(DefaultTrainer):
         return adapt_checkpoint(read_checkpoint(path), self.optimizer, unwrap(self.model))
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As upstream; a resumed run goes on with the seed it was started with."""
-        super().resume_or_load(resume=resume)
+        """As upstream, but from the newest checkpoint that can be read; with the seed that the run was started with.
+
+        Args:
+            resume: go on behind the newest checkpoint in ``OUTPUT_DIR``; where there is none, or else, start with the
+                weights of ``MODEL.WEIGHTS``.
+
+        Raises:
+            FileNotFoundError, ValueError: there are checkpoints to resume from, but none can be read.
+        """
+        if comm.is_main_process():
+            remove_leftovers(self.cfg.OUTPUT_DIR, RUN_FILES)
+        stored = load_newest(self.cfg.OUTPUT_DIR, self.checkpointer.load) if resume else None
+        if stored is None:
+            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+        else:
+            self.start_epoch = stored.get("epoch", -1) + 1
         self.clustering.seed = self.run_state.seed
 
     def train(self) -> dict | None:
@@ -81,6 +97,9 @@ class ICETrainer(DefaultTrainer):
                 self.start_epoch,
                 self.max_epoch,
             )
+            for hook in self._hooks:
+                if isinstance(hook, ManifestHook):
+                    hook.complete()
             return self.test(self.cfg, self.model) if self.cfg.DATASETS.TESTS else None
         self._last_eval_results: dict | None = None
         TrainerBase.train(self, self.start_epoch, self.max_epoch, self.iters_per_epoch)
@@ -103,10 +122,12 @@ class ICETrainer(DefaultTrainer):
         if comm.is_main_process():
             period, keep = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP
             recorder = EpochRecorder(cfg.OUTPUT_DIR, self.run_state)
+            best = BestEpochHook(self.run_state)
             built += [
-                CheckpointHook(self.checkpointer, period, keep, self.run_state),
+                best,
                 WriterHook(self.build_writers(), WRITER_PERIOD),
                 recorder,
+                CheckpointHook(self.checkpointer, period, keep, self.run_state, best),
                 ManifestHook(cfg, self.data_loader.images, self.run_state, recorder),
             ]
         return built
@@ -135,8 +156,8 @@ class ICETrainer(DefaultTrainer):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         return [
             MetricPrinter(self.max_iter),
-            JSONWriter(f"{output_dir}/metrics.json"),
-            TensorboardWriter(output_dir),
+            JSONWriter(f"{output_dir}/metrics.json", self.iters_per_epoch),
+            TensorboardWriter(output_dir, self.iters_per_epoch),
         ]
 
     @classmethod
