@@ -23,6 +23,7 @@ def add_ice_config(cfg: CN) -> None:
     _add_clustering(cfg)
     _add_input(cfg.INPUT)
     _add_schedule(cfg)
+    _add_cache(cfg.DATALOADER)
     _add_folder(cfg)
     # Write <OUTPUT_DIR>/report.html at the end of a run: curves, clusters, rankings, costs, config, in one file.
     cfg.REPORT = CN({"ENABLED": True})
@@ -120,6 +121,16 @@ def _add_schedule(cfg: CN) -> None:
     # Let the training ignore camera ids (camera-agnostic ICE): every image counts as taken by one camera.
     # Evaluation still needs the test set's camera ids.
     cfg.DATASETS.USE_CAMERAS = True
+
+
+def _add_cache(loader: CN) -> None:
+    """The training images are decoded in every epoch, for the clustering and for each of their views."""
+    # Decode and resize them once: "none", "ram" (3 x height x width bytes an image, shared by the workers of a process)
+    # or "disk" (as much in a file, shared by all processes of a machine and used again by later runs). Not in the
+    # paper; the same pixels bit for bit.
+    loader.CACHE = "none"
+    # Folder of that file; "": <OUTPUT_DIR>/image_cache. Runs on the same images share it when they name the same.
+    loader.CACHE_DIR = ""
 
 
 def _add_folder(cfg: CN) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import secrets
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -34,14 +35,15 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.(?P<name>.+)")
 
 
-def remove_leftovers(folder: str | os.PathLike, patterns: Iterable[str]) -> list[Path]:
+def remove_leftovers(folder: str | os.PathLike, patterns: Iterable[str], older_than: float = 0.0) -> list[Path]:
     """Remove the temporary files of :func:`replacing` that a killed process has left in a folder.
 
-    Call it before this process writes there, and only where no other one does.
+    Call it before this process writes there, and only where no other one does, or with an age.
 
     Args:
         folder: that may be missing.
         patterns: of the final names, as of a shell; the temporary files of others stay.
+        older_than: seconds since the last write, where other processes may be writing.
 
     Returns:
         What was removed.
@@ -50,9 +52,14 @@ def remove_leftovers(folder: str | os.PathLike, patterns: Iterable[str]) -> list
     removed = []
     for path in Path(folder).glob(".*"):
         matched = _TEMPORARY.fullmatch(path.name)
-        if matched and path.is_file() and any(fnmatchcase(matched["name"], pattern) for pattern in patterns):
-            path.unlink(missing_ok=True)
-            removed.append(path)
+        if not matched or not any(fnmatchcase(matched["name"], pattern) for pattern in patterns):
+            continue
+        try:
+            if path.is_file() and time.time() - path.stat().st_mtime >= older_than:
+                path.unlink()
+                removed.append(path)
+        except FileNotFoundError:  # it was put into its place meanwhile
+            continue
     return removed
 
 

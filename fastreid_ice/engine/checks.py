@@ -18,6 +18,7 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.utils import comm
 
 from fastreid_ice.clustering import ClusteringConfig, config_defaults
+from fastreid_ice.data.image_cache import KINDS
 from fastreid_ice.data.samplers import check_batch
 from fastreid_ice.errors import look_up, registered_names
 from fastreid_ice.modeling.bn_chunks import chunks_per_process
@@ -98,6 +99,8 @@ TRAINING_RULES: dict[str, tuple[Condition, str]] = {
     "INPUT.REA.VALUE": (lambda value: len(value) == 3, "three numbers in 0..255"),
     "DATALOADER.SAMPLER_TRAIN": _one_of((SAMPLER,)),
     "DATALOADER.NUM_INSTANCE": _at_least(1),
+    "DATALOADER.CACHE": _one_of(KINDS),
+    "DATALOADER.CACHE_DIR": (lambda value: isinstance(value, str), "the name of a folder, or empty"),
     "SOLVER.IMS_PER_BATCH": _at_least(1),
     "SOLVER.ITERS_PER_EPOCH": _at_least(1),
     "SOLVER.MAX_EPOCH": _at_least(1),
@@ -175,6 +178,7 @@ def check_config(cfg: CfgNode) -> None:
     check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE, processes)
     _check_chunks(cfg, processes)
     _check_warmup(cfg)
+    _check_cache(cfg)
 
 
 def clustering_config(cfg: CfgNode, seed: int) -> ClusteringConfig:
@@ -258,3 +262,15 @@ def _check_warmup(cfg: CfgNode) -> None:
             f"SOLVER.DELAY_EPOCHS ({solver.DELAY_EPOCHS}) would hold the warm-up over SOLVER.WARMUP_EPOCHS "
             f"({solver.WARMUP_EPOCHS}) too; set one of them to 0"
         )
+
+
+def _check_cache(cfg: CfgNode) -> None:
+    loader = cfg.DATALOADER
+    if loader.CACHE != "none" and cfg.INPUT.AUTOAUG.ENABLED:
+        raise ValueError(
+            f"DATALOADER.CACHE is {loader.CACHE!r}, which keeps resized images, but INPUT.AUTOAUG works on them before "
+            "they are resized. Set DATALOADER.CACHE none or INPUT.AUTOAUG.ENABLED False."
+        )
+    folder = Path(loader.CACHE_DIR).expanduser()
+    if loader.CACHE == "disk" and any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
+        raise NotADirectoryError(f"DATALOADER.CACHE_DIR is {loader.CACHE_DIR}, but a file is in its place")

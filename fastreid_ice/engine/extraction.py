@@ -37,7 +37,7 @@ class FeatureExtractor:
         done = 0
         # disable=None: a bar on a terminal, nothing in a log file
         disable = None if comm.is_main_process() else True
-        with inference_context(model):
+        with inference_context(model), torch.inference_mode():
             for batch in tqdm(loader, desc="Features", unit="batch", leave=False, disable=disable):
                 features = F.normalize(model(batch).float(), dim=1)
                 self._rows_like(features)[done : done + len(features)] = features
@@ -60,5 +60,6 @@ class FeatureExtractor:
         """Memory for this process's share; those of the last processes may not be full."""
         if self._share is None or self._share.device != features.device:
             rows = (self._num_images - 1) // comm.get_world_size() + 1
-            self._share = features.new_zeros(rows, features.shape[1])
+            with torch.inference_mode(False):  # the memory bank and the clustering compute on it afterwards
+                self._share = torch.zeros(rows, features.shape[1], dtype=features.dtype, device=features.device)
         return self._share

@@ -108,7 +108,7 @@ class ICETrainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         """The hooks of a run, in the order in which they are called at every moment."""
         cfg = self.cfg
-        self.clustering = ClusteringHook(cfg, self.data_loader.images, self.run_state.seed)
+        self.clustering = ClusteringHook(cfg, self.data_loader.images, self.run_state.seed, self.data_loader.cache)
         built: list[HookBase] = [
             hooks.IterationTimer(),
             hooks.LRScheduler(self.optimizer, self.scheduler),
@@ -140,6 +140,7 @@ class ICETrainer(DefaultTrainer):
             precise = cfg.clone()
             precise.defrost()
             precise.DATALOADER.NUM_WORKERS = 0
+            precise.DATALOADER.CACHE = "none"
             precise.DATASETS.NAMES = (cfg.TEST.PRECISE_BN.DATASET,)
             loader = self.build_train_loader(precise)  # of its own, so as not to affect the training's
             built.append(hooks.PreciseBN(self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER))
