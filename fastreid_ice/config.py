@@ -52,6 +52,10 @@ def _add_model(model: CN) -> None:
     model.ICE.UNUSED_PASSES = False
     # Which encoder evaluates, is clustered with and is exported: "momentum" (ref) or "online".
     model.ICE.EVAL_ENCODER = "momentum"
+    # Extract the features to cluster with a copy of that encoder whose batch normalisations are folded into the
+    # convolutions, channels last: half the time on a CPU. Equal up to rounding (about 1e-6), which may move an image at
+    # the border of a cluster; so it is off. ref: no.
+    model.ICE.FOLD_EXTRACTION = False
 
 
 def _add_losses(losses: CN) -> None:

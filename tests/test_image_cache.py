@@ -117,8 +117,10 @@ def test_a_changed_file_makes_it_anew(own, tmp_path):
     Image.new("RGB", (32, 64), (1, 2, 3)).save(own.paths[0])
     changed = ImageCache(cfg, own.paths).resized(view)
     assert (changed.pixels[0] == (1, 2, 3)).mean() > 0.3 and len(files(tmp_path)) == 1 and files(tmp_path) != before
+    of_this_size = files(tmp_path)
     os.utime(own.paths[0], ns=(1, 1))  # the time alone
     ImageCache(cfg, own.paths).resized(view)
+    assert len(files(tmp_path)) == 1 and files(tmp_path) != of_this_size
     ImageCache(cfg, own.paths[1:]).resized(view)  # other images have a file of their own
     assert len(files(tmp_path)) == 2
 

@@ -219,11 +219,12 @@ class EpochLoader:
         cfg = self.cfg
         strong, weak = keep_bytes(build_strong_view(cfg)), keep_bytes(build_weak_view(cfg))
         share = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        draws: Any = self._epoch  # not the integers that torch's types expect
         return DeviceLoader(
             comm.get_local_rank(),
             dataset=PseudoLabeledViews(self.images, strong, weak, self.cache),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
-            batch_sampler=BatchSampler(self._epoch, share, drop_last=True),
+            batch_sampler=BatchSampler(draws, share, drop_last=True),
             collate_fn=fast_batch_collator,
             pin_memory=True,
             persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0,

@@ -57,8 +57,8 @@ _RANGE: tuple[Condition, str] = (
 )
 
 
-def _one_of(choices: Sequence[str]) -> tuple[Condition, str]:
-    return lambda value: value in choices, f"one of {', '.join(choices)}"
+def _one_of(choices: Sequence[Any]) -> tuple[Condition, str]:
+    return lambda value: value in choices, f"one of {', '.join(map(str, choices))}"
 
 
 # What a value of each key must be, in the order in which they are looked at.
@@ -71,6 +71,7 @@ MODEL_RULES: dict[str, tuple[Condition, str]] = {
     "MODEL.ICE.MOMENTUM": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "MODEL.ICE.EVAL_ENCODER": _one_of(ENCODERS),
     "MODEL.ICE.BN_CHUNKS": _at_least(0),
+    "MODEL.ICE.FOLD_EXTRACTION": _one_of((True, False)),
     "MODEL.PIXEL_MEAN": (lambda value: len(value) == 3, "three numbers"),
     "MODEL.PIXEL_STD": (lambda value: len(value) == 3 and min(value) > 0, "three numbers above 0"),
     "INPUT.SIZE_TEST": _SIZE,

@@ -137,6 +137,10 @@ class ICE(Baseline):
         """(b, D) embeddings of normalised images by the encoder that evaluates (MODEL.ICE.EVAL_ENCODER)."""
         return self.momentum_encoder(images) if self.eval_encoder == "momentum" else self._online(images)
 
+    def evaluated_encoder(self) -> nn.Module:
+        """The encoder of :meth:`encode` as a module of its own, with the weights of this model."""
+        return self.momentum_encoder if self.eval_encoder == "momentum" else Encoder(self.backbone, self.heads).eval()
+
     def preprocess_image(self, batched_inputs: Batch | Tensor, view: str = "images") -> Tensor:
         """Normalise one view on the device. Not in place as upstream: a batch goes through the model more than once."""
         images = batched_inputs if isinstance(batched_inputs, Tensor) else batched_inputs[view]

@@ -61,7 +61,7 @@ class ClusteringHook(HookBase):
         self.seed = seed
         self._cache = cache
         self.labels: Tensor | None = None  # (N,) int64, of the last clustering
-        self._extract = FeatureExtractor(len(images))
+        self._extract = FeatureExtractor(len(images), cfg.MODEL.ICE.FOLD_EXTRACTION)
 
     def before_train(self) -> None:
         self._clusterer = Clusterer(clustering_config(self.cfg, self.seed))
