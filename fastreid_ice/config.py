@@ -23,6 +23,7 @@ def add_ice_config(cfg: CN) -> None:
     _add_clustering(cfg)
     _add_input(cfg.INPUT)
     _add_schedule(cfg)
+    _add_cache(cfg.DATALOADER)
     _add_folder(cfg)
     # Write <OUTPUT_DIR>/report.html at the end of a run: curves, clusters, rankings, costs, config, in one file.
     cfg.REPORT = CN({"ENABLED": True})
@@ -57,6 +58,10 @@ def _add_model(model: CN) -> None:
     # Keep images, feature maps and kernels with the channels innermost. Tensor cores want them so: try it with
     # SOLVER.AMP on a GPU. More than one chunk is then normalised chunk by chunk. ref: False.
     model.ICE.CHANNELS_LAST = False
+    # Extract the features to cluster with a copy of that encoder whose batch normalisations are folded into the
+    # convolutions, channels last: half the time on a CPU. Equal up to rounding (about 1e-6), which may move an image at
+    # the border of a cluster; so it is off. ref: no.
+    model.ICE.FOLD_EXTRACTION = False
 
 
 def _add_losses(losses: CN) -> None:
@@ -130,8 +135,8 @@ def _add_schedule(cfg: CN) -> None:
     # Compute the same twice on a GPU too: deterministic algorithms, no TF32, no search for fast ones; slower. The CPU
     # always does (with the same number of threads).
     cfg.SOLVER.DETERMINISTIC = False
-    # How many of the periodic checkpoints are kept (beside model_best.pth and model_final.pth); 0 keeps all. With two,
-    # --resume has one left where the newest is damaged.
+    # How many of the periodic checkpoints are kept (beside model_best.pth and model_final.pth); 0 keeps all. --resume
+    # falls back to the one before, should the newest not be readable after a crash of the machine or a full disk.
     cfg.SOLVER.CHECKPOINT_KEEP = 2
     # Evaluate the initial weights too, as epoch 0 of the results.
     cfg.TEST.EVAL_START = False
@@ -141,6 +146,16 @@ def _add_schedule(cfg: CN) -> None:
     # Let the training ignore camera ids (camera-agnostic ICE): every image counts as taken by one camera.
     # Evaluation still needs the test set's camera ids.
     cfg.DATASETS.USE_CAMERAS = True
+
+
+def _add_cache(loader: CN) -> None:
+    """The training images are decoded in every epoch, for the clustering and for each of their views."""
+    # Decode and resize them once: "none", "ram" (3 x height x width bytes an image, shared by the workers of a process)
+    # or "disk" (as much in a file, shared by all processes of a machine and used again by later runs). Not in the
+    # paper; the same pixels bit for bit.
+    loader.CACHE = "none"
+    # Folder of that file; "": <OUTPUT_DIR>/image_cache. Runs on the same images share it when they name the same.
+    loader.CACHE_DIR = ""
 
 
 def _add_folder(cfg: CN) -> None:

@@ -7,12 +7,12 @@ import hashlib
 import os
 import re
 import secrets
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
-
-TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..")  # how the names of unfinished files begin
 
 
 @contextmanager
@@ -27,34 +27,46 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
     try:
         yield temporary
-        _to_disk(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _to_disk(path: Path) -> None:
-    """Wait until a file's content is on the disk, so that no crash of the machine leaves a name without content."""
-    if path.is_file():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.(?P<name>.+)")
 
 
-def remove_unfinished(folder: str | os.PathLike) -> list[Path]:
-    """Remove what :func:`replacing` leaves behind in a folder when its process is killed; return the files.
+def remove_leftovers(folder: str | os.PathLike, patterns: Iterable[str], older_than: float = 0.0) -> list[Path]:
+    """Remove the temporary files of :func:`replacing` that a killed process has left in a folder.
 
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> for name in (".0a1b2c3d.model.pth", ".hidden", "model.pth"):
-        ...     (folder / name).touch()
-        >>> [path.name for path in remove_unfinished(folder)], sorted(path.name for path in folder.iterdir())
-        (['.0a1b2c3d.model.pth'], ['.hidden', 'model.pth'])
+    Call it before this process writes there, and only where no other one does, or with an age.
+
+    Args:
+        folder: that may be missing.
+        patterns: of the final names, as of a shell; the temporary files of others stay.
+        older_than: seconds since the last write, where other processes may be writing.
+
+    Returns:
+        What was removed.
     """
-    left = sorted(path for path in Path(folder).glob(".*.*") if TEMPORARY.match(path.name) and path.is_file())
-    for path in left:
-        path.unlink(missing_ok=True)
-    return left
+    patterns = tuple(patterns)
+    removed = []
+    for path in Path(folder).glob(".*"):
+        matched = _TEMPORARY.fullmatch(path.name)
+        if not matched or not any(fnmatchcase(matched["name"], pattern) for pattern in patterns):
+            continue
+        try:
+            if path.is_file() and time.time() - path.stat().st_mtime >= older_than:
+                path.unlink()
+                removed.append(path)
+        except FileNotFoundError:  # it was put into its place meanwhile
+            continue
+    return removed
+
+
+def flush_to_disk(path: str | os.PathLike) -> None:
+    """Return when a file's content is on the disk, so that a rename after it never shows half of it."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def write_csv(path: str | os.PathLike, names: Iterable[Any], rows: Iterable[Sequence[Any]]) -> None:

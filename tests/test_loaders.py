@@ -63,7 +63,8 @@ def test_a_batch(images):
     assert len(batches) == 3
     for batch in batches:
         for view in ("images", "images_key", "images_weak"):
-            assert batch[view].shape == (8, 3, 64, 32) and batch[view].dtype == torch.float32
+            assert batch[view].shape == (8, 3, 64, 32)
+            assert batch[view].dtype == (torch.uint8 if view == "images_weak" else torch.float32)
             assert 0 <= batch[view].min() and 1 < batch[view].max() <= 255
         assert not torch.equal(batch["images"], batch["images_key"])
         assert batch["targets"].dtype == batch["camids"].dtype == torch.int64

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import getpass
 import json
+import os
 import socket
 import subprocess
 from pathlib import Path
@@ -221,6 +222,11 @@ def test_commit(tmp_path):
     (tmp_path / "a.txt").write_text("2")
     assert commit(tmp_path) == {"hash": git("rev-parse", "HEAD"), "dirty": True}
     assert commit(tmp_path / "a") is None  # inside of a checkout, but not its top
+    # A run that is killed meanwhile must not leave the index locked: it is never written, not even to refresh it.
+    git("commit", "-qam", "second")
+    os.utime(tmp_path / "a.txt", (1, 1))
+    index = (tmp_path / ".git" / "index").read_bytes()
+    assert commit(tmp_path)["dirty"] is False and (tmp_path / ".git" / "index").read_bytes() == index
 
 
 def test_written_and_read_again(tmp_path):

@@ -9,7 +9,7 @@ from fastreid_ice.compat.rebinding import replace, upstream
 
 import torch
 
-from fastreid_ice.files import replacing
+from fastreid_ice.files import flush_to_disk, replacing
 
 
 def repair_checkpointer() -> None:
@@ -25,17 +25,23 @@ def repair_checkpointer() -> None:
 
 
 def _save(self: Any, name: str, **kwargs: Any) -> None:
-    """Save model, checkpointables and ``kwargs`` as ``<save_dir>/<name>.pth``, whole or not at all."""
+    """Save model, checkpointables and ``kwargs``, and note the file as the one to resume from."""
     if not self.save_dir or not self.save_to_disk:
         return
-    data = {"model": self.model.state_dict()}
-    data.update({key: _plain(obj.state_dict()) for key, obj in self.checkpointables.items()})
-    data.update(kwargs)
-    path = Path(self.save_dir) / f"{name}.pth"
-    self.logger.info("Saving checkpoint to %s", path)
+    self.tag_last_checkpoint(write_checkpoint(self, name, **kwargs).name)
+
+
+def write_checkpoint(checkpointer: Any, name: str, **extra: Any) -> Path:
+    """Write model, checkpointables and ``extra`` as ``<save_dir>/<name>.pth``, whole or not at all; return the path."""
+    data = {"model": checkpointer.model.state_dict()}
+    data.update({key: _plain(obj.state_dict()) for key, obj in checkpointer.checkpointables.items()})
+    data.update(extra)
+    path = Path(checkpointer.save_dir) / f"{name}.pth"
+    checkpointer.logger.info("Saving checkpoint to %s", path)
     with replacing(path) as temporary:
         torch.save(data, temporary)
-    self.tag_last_checkpoint(path.name)
+        flush_to_disk(temporary)
+    return path
 
 
 def _plain(state: Any) -> Any:

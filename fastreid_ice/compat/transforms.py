@@ -33,11 +33,16 @@ def repair_affine() -> None:
 
 def pixels_to_tensor(picture: Any) -> torch.Tensor:
     """(H, W) or (H, W, C) picture or array -> (C, H, W) tensor; bytes become float32 in 0..255, as upstream."""
+    tensor = bytes_to_tensor(picture)
+    return tensor.float() if tensor.dtype == torch.uint8 else tensor
+
+
+def bytes_to_tensor(picture: Any) -> torch.Tensor:
+    """The same before bytes become float32."""
     pixels = np.array(picture)
     if pixels.dtype == bool:  # a picture of two colours
         pixels = pixels.astype(np.uint8) * 255
-    tensor = torch.from_numpy(pixels[:, :, None] if pixels.ndim == 2 else pixels).permute(2, 0, 1).contiguous()
-    return tensor.float() if tensor.dtype == torch.uint8 else tensor
+    return torch.from_numpy(pixels[:, :, None] if pixels.ndim == 2 else pixels).permute(2, 0, 1).contiguous()
 
 
 def repair_to_tensor() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+from fastreid_ice.compat.transforms import bytes_to_tensor
 
 import torch
 from fastreid.data.transforms import ToTensor, build_transforms
@@ -85,3 +86,41 @@ def build_weak_view(cfg) -> T.Compose:
     cfg.defrost()
     cfg.INPUT.SIZE_TEST = cfg.INPUT.SIZE_TRAIN
     return build_transforms(cfg, is_train=False)
+
+
+class BytesToTensor:
+    """Picture or (H, W, C) array of bytes -> (C, H, W) uint8: what ``ToTensor`` makes, before it becomes float32."""
+
+    def __call__(self, picture) -> Tensor:
+        return bytes_to_tensor(picture)
+
+
+def keep_bytes(view: T.Compose) -> T.Compose:
+    """The same view as uint8 where its pixels are bytes to the end; the model makes the same float32 of them.
+
+    A quarter of the memory that loaders share and of what is copied to a device. A view that computes with tensors
+    (random erasing) stays as it is.
+    """
+    if type(view.transforms[-1]) is not ToTensor:
+        return view
+    return T.Compose([*view.transforms[:-1], BytesToTensor()])
+
+
+def resize_of(view: T.Compose) -> T.Resize:
+    """The resize that a view begins with.
+
+    Raises:
+        ValueError: it begins with something else.
+    """
+    first = view.transforms[0] if view.transforms else None
+    if not isinstance(first, T.Resize):
+        raise ValueError(
+            f"DATALOADER.CACHE keeps resized images, but a view begins with {type(first).__name__}, which works on the "
+            "whole image (INPUT.AUTOAUG.ENABLED?). Set DATALOADER.CACHE none."
+        )
+    return first
+
+
+def without_resize(view: T.Compose) -> T.Compose:
+    """What a view does behind the resize that it begins with."""
+    return T.Compose(view.transforms[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +23,19 @@ from torch import nn
 import fastreid_ice.modeling  # noqa: F401  (registers the ICE meta-architecture and its head)
 from fastreid_ice.config_files import load_config
 from fastreid_ice.engine.checks import check_model
+from fastreid_ice.errors import one_line
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
-LAST = "last_checkpoint"  # holds the name of the newest
 PREFERRED = ("model_best.pth", "model_final.pth")
+
+# What torch and pickle raise of a file that is cut off, or has other bytes in it.
+_DAMAGED = (RuntimeError, EOFError, LookupError, TypeError, AttributeError, ValueError, OSError, struct.error)
+
+
+class UnreadableCheckpointError(ValueError):
+    """A file that is no checkpoint, or half of one."""
 
 
 @dataclass(frozen=True)
@@ -65,39 +73,6 @@ def find_checkpoint(run: str | Path) -> Path:
     if not periodic:
         raise FileNotFoundError(f"{path} holds no checkpoint ({', '.join(PREFERRED)} or model_<epoch>.pth)")
     return periodic[-1]
-
-
-def newest_readable(folder: str | Path) -> Path | None:
-    """The checkpoint that ``--resume`` goes on from: the newest of a run that can be read.
-
-    That is the one that ``last_checkpoint`` names; where it is damaged, or not there, the one written before it, with a
-    warning.
-
-    Returns:
-        Its path; None where the folder holds none.
-
-    Raises:
-        ValueError: there are some, and none can be read.
-    """
-    folder = Path(folder)
-    if not (folder / LAST).is_file():
-        return None
-    tagged = folder / (folder / LAST).read_text().strip()
-    written = sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    failures = []
-    for path in [tagged, *(path for path in written if path != tagged)]:
-        try:
-            read_checkpoint(path)
-        except (ValueError, FileNotFoundError) as error:
-            failures.append(str(error))
-            continue
-        if failures:
-            logger.warning("%s. Resuming from %s, which was written before.", "; ".join(failures), path)
-        return path
-    raise ValueError(
-        f"No checkpoint in {folder} can be read: {'; '.join(failures)}. Start anew without --resume, in another "
-        "OUTPUT_DIR."
-    )
 
 
 def load_trained_model(
@@ -167,7 +142,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read as one.
+        UnreadableCheckpointError: it cannot be read as one.
     """
     local = str(PathManager.get_local_path(str(path)))
     if not Path(local).expanduser().is_file():
@@ -175,8 +150,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         return Checkpointer(nn.Identity())._load_file(str(Path(local).expanduser()))
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise UnreadableCheckpointError(
             f"{path} is not a checkpoint of tensors and plain values, and was not read further since it may run code"
         ) from error
-    except (RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a checkpoint, or is damaged: {error}") from error
+    except _DAMAGED as error:
+        raise UnreadableCheckpointError(f"{path} is not a checkpoint, or is damaged: {one_line(error)}") from error

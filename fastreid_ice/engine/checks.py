@@ -18,6 +18,7 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.utils import comm
 
 from fastreid_ice.clustering import ClusteringConfig, config_defaults
+from fastreid_ice.data.image_cache import KINDS
 from fastreid_ice.data.samplers import check_batch
 from fastreid_ice.engine.amp import Precision
 from fastreid_ice.errors import look_up, registered_names
@@ -57,8 +58,8 @@ _RANGE: tuple[Condition, str] = (
 )
 
 
-def _one_of(choices: Sequence[str]) -> tuple[Condition, str]:
-    return lambda value: value in choices, f"one of {', '.join(choices)}"
+def _one_of(choices: Sequence[Any]) -> tuple[Condition, str]:
+    return lambda value: value in choices, f"one of {', '.join(map(str, choices))}"
 
 
 # What a value of each key must be, in the order in which they are looked at.
@@ -71,6 +72,7 @@ MODEL_RULES: dict[str, tuple[Condition, str]] = {
     "MODEL.ICE.MOMENTUM": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "MODEL.ICE.EVAL_ENCODER": _one_of(ENCODERS),
     "MODEL.ICE.BN_CHUNKS": _at_least(0),
+    "MODEL.ICE.FOLD_EXTRACTION": _one_of((True, False)),
     "MODEL.PIXEL_MEAN": (lambda value: len(value) == 3, "three numbers"),
     "MODEL.PIXEL_STD": (lambda value: len(value) == 3 and min(value) > 0, "three numbers above 0"),
     "INPUT.SIZE_TEST": _SIZE,
@@ -100,6 +102,8 @@ TRAINING_RULES: dict[str, tuple[Condition, str]] = {
     "INPUT.REA.VALUE": (lambda value: len(value) == 3, "three numbers in 0..255"),
     "DATALOADER.SAMPLER_TRAIN": _one_of((SAMPLER,)),
     "DATALOADER.NUM_INSTANCE": _at_least(1),
+    "DATALOADER.CACHE": _one_of(KINDS),
+    "DATALOADER.CACHE_DIR": (lambda value: isinstance(value, str), "the name of a folder, or empty"),
     "SOLVER.IMS_PER_BATCH": _at_least(1),
     "SOLVER.ITERS_PER_EPOCH": _at_least(1),
     "SOLVER.MAX_EPOCH": _at_least(1),
@@ -185,6 +189,7 @@ def check_config(cfg: CfgNode) -> None:
     _check_chunks(cfg, processes)
     _check_warmup(cfg)
     _check_updates(cfg)
+    _check_cache(cfg)
 
 
 # Keys of CLUSTERING that say when to cluster and with what eps then: for the training, not for one clustering.
@@ -297,3 +302,15 @@ def _check_updates(cfg: CfgNode) -> None:
         )
     if solver.AMP.ENABLED:
         Precision(torch.device(cfg.MODEL.DEVICE), AMP_DTYPES[solver.AMP.DTYPE])
+
+
+def _check_cache(cfg: CfgNode) -> None:
+    loader = cfg.DATALOADER
+    if loader.CACHE != "none" and cfg.INPUT.AUTOAUG.ENABLED:
+        raise ValueError(
+            f"DATALOADER.CACHE is {loader.CACHE!r}, which keeps resized images, but INPUT.AUTOAUG works on them before "
+            "they are resized. Set DATALOADER.CACHE none or INPUT.AUTOAUG.ENABLED False."
+        )
+    folder = Path(loader.CACHE_DIR).expanduser()
+    if loader.CACHE == "disk" and any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
+        raise NotADirectoryError(f"DATALOADER.CACHE_DIR is {loader.CACHE_DIR}, but a file is in its place")

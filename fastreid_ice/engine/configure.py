@@ -11,12 +11,14 @@ import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is importe
 
 import torch
 from fastreid.config import CfgNode
-from fastreid.engine import default_setup
 from fastreid.utils import comm
+from fastreid.utils.collect_env import collect_env_info
 from fastreid.utils.logger import setup_logger
 
 from fastreid_ice.config_files import load_config, locate
+from fastreid_ice.engine.checkpoints import CONFIG_FILE
 from fastreid_ice.engine.checks import check_config, check_evaluation, check_model
+from fastreid_ice.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +47,12 @@ def setup(args: Namespace) -> CfgNode:
     _check_output(cfg.OUTPUT_DIR)
     cfg.freeze()
     _forget_loggers()
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fastreid_ice")
+    _log_setup(cfg, args)
+    if comm.is_main_process():
+        with replacing(Path(cfg.OUTPUT_DIR) / CONFIG_FILE) as temporary:
+            temporary.write_text(cfg.dump(), encoding="utf-8")
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if not getattr(args, "debug", False):
         _keep_tracebacks_off_the_screen()
     for note in notes:
@@ -87,6 +93,22 @@ def _check_output(folder: str) -> None:
             if not path.is_dir():
                 raise NotADirectoryError(f"OUTPUT_DIR is {folder}, but {path} is a file")
             return
+
+
+def _log_setup(cfg: CfgNode, args: Namespace) -> None:
+    """Set logging up, and log what fastreid's ``default_setup`` logs.
+
+    That one writes ``config.yaml`` in place (engine/defaults.py:111): half of it stays where a run is killed.
+    """
+    log, _ = (
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
+        for name in ("fastreid", "fastreid_ice")
+    )
+    log.info("Rank of current process: %d. World size: %d", comm.get_rank(), comm.get_world_size())
+    log.info("Environment info:\n%s", collect_env_info())
+    log.info("Command line arguments: %s", args)
+    log.info("Contents of %s:\n%s", args.config_file, Path(args.config_file).read_text(encoding="utf-8"))
+    log.info("Running with full config:\n%s", cfg)
 
 
 def _forget_loggers() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
@@ -15,12 +15,21 @@ from fastreid.utils import comm
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fastreid_ice.modeling.folding import fold_encoder
+from fastreid_ice.modeling.meta_arch import ICE
+
 
 class FeatureExtractor:
-    """Extracts the features of the same images again and again, into the same memory."""
+    """Extracts the features of the same images again and again, into the same memory.
 
-    def __init__(self, num_images: int):
+    Args:
+        num_images: over all processes.
+        fold: let a folded copy of an :class:`ICE` model's encoder do it (``MODEL.ICE.FOLD_EXTRACTION``).
+    """
+
+    def __init__(self, num_images: int, fold: bool = False):
         self._num_images = num_images
+        self._fold = fold
         self._share: Tensor | None = None  # (rows of this process, padded; D), made by the first extraction
 
     @torch.no_grad()
@@ -37,9 +46,12 @@ class FeatureExtractor:
         done = 0
         # disable=None: a bar on a terminal, nothing in a log file
         disable = None if comm.is_main_process() else True
-        with inference_context(model):
+        encode: Callable[[Any], Tensor] | None = None
+        with inference_context(model), torch.inference_mode():
             for batch in tqdm(loader, desc="Features", unit="batch", leave=False, disable=disable):
-                features = F.normalize(model(batch).float(), dim=1)
+                if encode is None:
+                    encode = _folded(cast(ICE, model), batch) if self._fold else model
+                features = F.normalize(encode(batch).float(), dim=1)
                 self._rows_like(features)[done : done + len(features)] = features
                 done += len(features)
         if comm.get_world_size() == 1:
@@ -60,5 +72,17 @@ class FeatureExtractor:
         """Memory for this process's share; those of the last processes may not be full."""
         if self._share is None or self._share.device != features.device:
             rows = (self._num_images - 1) // comm.get_world_size() + 1
-            self._share = features.new_zeros(rows, features.shape[1])
+            with torch.inference_mode(False):  # the memory bank and the clustering compute on it afterwards
+                self._share = torch.zeros(rows, features.shape[1], dtype=features.dtype, device=features.device)
         return self._share
+
+
+def _folded(model: ICE, batch: Any) -> Callable[[Any], Tensor]:
+    """What the model does in evaluation mode, by a folded copy of its encoder."""
+    with torch.inference_mode(False):  # where it is looked for what follows a convolution
+        encoder = fold_encoder(model.evaluated_encoder(), model.preprocess_image(batch)[:8].clone())
+
+    def encode(batch: Any) -> Tensor:
+        return encoder(model.preprocess_image(batch).contiguous(memory_format=torch.channels_last))
+
+    return encode

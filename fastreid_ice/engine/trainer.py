@@ -23,21 +23,22 @@ import fastreid_ice.modeling  # noqa: F401  (registers the ICE meta-architecture
 from fastreid_ice.data.datasets import load_test_images, load_training_images
 from fastreid_ice.data.loaders import EpochLoader, build_test_loader
 from fastreid_ice.engine.amp import Precision
-from fastreid_ice.engine.checkpoints import newest_readable, read_checkpoint
+from fastreid_ice.engine.checkpoints import read_checkpoint
 from fastreid_ice.engine.checks import check_config
 from fastreid_ice.engine.determinism import deterministic
 from fastreid_ice.engine.hooks.checkpointing import BestEpochHook, CheckpointHook, RunState
 from fastreid_ice.engine.hooks.clustering import ClusteringHook
 from fastreid_ice.engine.hooks.evaluation import EvaluationHook
-from fastreid_ice.engine.hooks.manifest import ManifestHook, mark_finished
+from fastreid_ice.engine.hooks.manifest import ManifestHook
 from fastreid_ice.engine.hooks.recorder import EpochRecorder
 from fastreid_ice.engine.hooks.training import BufferSyncHook, LRScheduler, StepHook, unwrap
 from fastreid_ice.engine.hooks.writers import JSONWriter, MetricPrinter, TensorboardWriter, WriterHook
 from fastreid_ice.engine.loss_log import LossLog
 from fastreid_ice.engine.optimizer import adapt_checkpoint, build_optimizer
+from fastreid_ice.engine.resuming import RUN_FILES, load_newest
 from fastreid_ice.engine.step import TrainingStep
 from fastreid_ice.evaluation.evaluator import ICEReidEvaluator
-from fastreid_ice.files import remove_unfinished
+from fastreid_ice.files import remove_leftovers
 from fastreid_ice.modeling.meta_arch import AMP_DTYPES
 
 logger = logging.getLogger(__name__)
@@ -86,21 +87,22 @@ class ICETrainer(DefaultTrainer):
         return adapt_checkpoint(read_checkpoint(path), self.optimizer, unwrap(self.model))
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on from the newest checkpoint that can be read, or start from ``MODEL.WEIGHTS``.
+        """As upstream, but from the newest checkpoint that can be read; with the seed that the run was started with.
 
-        A resumed run goes on with the seed it was started with.
+        Args:
+            resume: go on behind the newest checkpoint in ``OUTPUT_DIR``; where there is none, or else, start with the
+                weights of ``MODEL.WEIGHTS``.
 
         Raises:
-            ValueError: there are checkpoints, but none that can be read.
+            FileNotFoundError, ValueError: there are checkpoints to resume from, but none can be read.
         """
-        folder = Path(self.cfg.OUTPUT_DIR)
-        checkpoint = newest_readable(folder) if resume else None
         if comm.is_main_process():
-            remove_unfinished(folder)
-        if checkpoint is None:
-            super().resume_or_load(resume=False)
+            remove_leftovers(self.cfg.OUTPUT_DIR, RUN_FILES)
+        stored = load_newest(self.cfg.OUTPUT_DIR, self.checkpointer.load) if resume else None
+        if stored is None:
+            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
         else:
-            self.start_epoch = self.checkpointer.load(str(checkpoint)).get("epoch", -1) + 1
+            self.start_epoch = stored.get("epoch", -1) + 1
         self.clustering.seed = self.run_state.seed
 
     def train(self) -> dict | None:
@@ -115,8 +117,9 @@ class ICETrainer(DefaultTrainer):
                 self.start_epoch,
                 self.max_epoch,
             )
-            if comm.is_main_process():
-                mark_finished(Path(self.cfg.OUTPUT_DIR))
+            for hook in self._hooks:
+                if isinstance(hook, ManifestHook):
+                    hook.complete()
             return self.test(self.cfg, self.model) if self.cfg.DATASETS.TESTS else None
         self._last_eval_results: dict | None = None
         with deterministic(self.cfg.SOLVER.DETERMINISTIC):
@@ -126,7 +129,7 @@ class ICETrainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         """The hooks of a run, in the order in which they are called at every moment."""
         cfg = self.cfg
-        self.clustering = ClusteringHook(cfg, self.data_loader.images, self.run_state.seed)
+        self.clustering = ClusteringHook(cfg, self.data_loader.images, self.run_state.seed, self.data_loader.cache)
         built: list[HookBase] = [
             hooks.IterationTimer(),
             LRScheduler(self.optimizer, self.scheduler),
@@ -140,12 +143,13 @@ class ICETrainer(DefaultTrainer):
         if comm.is_main_process():
             period, keep = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP
             recorder = EpochRecorder(cfg.OUTPUT_DIR, self.run_state)
+            best = BestEpochHook(self.run_state)
             built += [
-                BestEpochHook(self.run_state),
+                best,
                 WriterHook(self.build_writers(), WRITER_PERIOD),
                 recorder,
                 ManifestHook(cfg, self.data_loader.images, self.run_state, recorder),
-                CheckpointHook(self.checkpointer, period, keep, self.run_state),
+                CheckpointHook(self.checkpointer, period, keep, self.run_state, best),
             ]
         return built
 
@@ -157,6 +161,7 @@ class ICETrainer(DefaultTrainer):
             precise = cfg.clone()
             precise.defrost()
             precise.DATALOADER.NUM_WORKERS = 0
+            precise.DATALOADER.CACHE = "none"
             precise.DATASETS.NAMES = (cfg.TEST.PRECISE_BN.DATASET,)
             loader = self.build_train_loader(precise)  # of its own, so as not to affect the training's
             built.append(hooks.PreciseBN(self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER))
@@ -173,8 +178,8 @@ class ICETrainer(DefaultTrainer):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         return [
             MetricPrinter(self.max_iter),
-            JSONWriter(f"{output_dir}/metrics.json"),
-            TensorboardWriter(output_dir),
+            JSONWriter(f"{output_dir}/metrics.json", self.iters_per_epoch),
+            TensorboardWriter(output_dir, self.iters_per_epoch),
         ]
 
     @classmethod

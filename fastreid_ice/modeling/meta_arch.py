@@ -57,7 +57,7 @@ class ICE(Baseline):
     into it. The momentum encoder (``momentum_encoder.*``) starts as its copy, and is saved with it, buffers included.
 
     In training mode the input is a dict and the output the dict of losses:
-        images: (b, 3, H, W) float, 0..255, first strong view, for the online encoder.
+        images: (b, 3, H, W) float or uint8, 0..255, first strong view, for the online encoder.
         images_key: (b, 3, H, W), second strong view, for the momentum encoder.
         images_weak: (b, 3, H, W), un-augmented view, for the momentum encoder.
         targets: (b,) int64 pseudo labels; camids: (b,) int64 camera ids, numbered over the whole training set.
@@ -149,11 +149,17 @@ class ICE(Baseline):
         """(b, D) embeddings of normalised images by the encoder that evaluates (MODEL.ICE.EVAL_ENCODER)."""
         return self.momentum_encoder(images) if self.eval_encoder == "momentum" else self._online(images)
 
+    def evaluated_encoder(self) -> nn.Module:
+        """The encoder of :meth:`encode` as a module of its own, with the weights of this model."""
+        return self.momentum_encoder if self.eval_encoder == "momentum" else Encoder(self.backbone, self.heads).eval()
+
     def preprocess_image(self, batched_inputs: Batch | Tensor, view: str = "images") -> Tensor:
-        """Normalise one view. Not in place as upstream: a batch is passed through the model more than once."""
+        """Normalise one view on the device. Not in place as upstream: a batch goes through the model more than once."""
         images = batched_inputs if isinstance(batched_inputs, Tensor) else batched_inputs[view]
-        normalized = (images.to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
-        return normalized.contiguous(memory_format=self.memory_format)
+        images = images.to(self.device, non_blocking=True)
+        if images.dtype == torch.uint8:  # the loaders' bytes: float32 as ToTensor would have made it
+            images = images.float()
+        return ((images - self.pixel_mean) / self.pixel_std).contiguous(memory_format=self.memory_format)
 
     def _online(self, images: Tensor) -> Tensor:
         """(b, D) online embeddings; in training mode each chunk is normalised by itself."""

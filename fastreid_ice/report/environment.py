@@ -58,7 +58,8 @@ def commit(root: Path | None = None) -> dict[str, Any] | None:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
+    # without optional locks: killed in the middle, it would leave the index of the checkout locked
+    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
 
 

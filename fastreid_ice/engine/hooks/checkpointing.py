@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+from fastreid_ice.compat.checkpoints import write_checkpoint
 
 from fastreid.engine import hooks
 from fastreid.engine.train_loop import HookBase
@@ -24,13 +25,11 @@ class RunState:
         seed: of the run; every epoch derives its random numbers from it.
         best_metric: highest mean of mAP and Rank-1 (percent) so far; -1 before the first evaluation.
         best_epoch: its epoch, counted from 0; -1 before the first evaluation.
-        last_metric: that of the last evaluation, -1 before the first.
     """
 
     seed: int
     best_metric: float = -1.0
     best_epoch: int = -1
-    last_metric: float = -1.0
 
     def state_dict(self) -> dict:
         return asdict(self)
@@ -40,10 +39,15 @@ class RunState:
 
 
 class BestEpochHook(HookBase):
-    """Note in the run's state which epoch is the best, those before a resume included.
+    """Keep in the :class:`RunState` which epoch scored best, those before a resume included.
 
-    Behind the evaluation, and before whatever writes the state.
+    Runs in the main process only, behind the evaluation and before whatever records or saves the best epoch.
+
+    Attributes:
+        metric: the last that was evaluated; -1 before the first evaluation.
     """
+
+    metric = -1.0
 
     def __init__(self, state: RunState):
         self._state = state
@@ -55,39 +59,44 @@ class BestEpochHook(HookBase):
             logger.info("DATASETS.TESTS is empty: no evaluation and no best checkpoint, model_final.pth is the last")
 
     def after_epoch(self) -> None:
-        storage = self.trainer.storage
-        metric, evaluated_at = storage.latest().get(self._metric_name, (-1.0, None))
-        if evaluated_at != storage.iter:
-            return
-        self._state.last_metric = metric
-        if metric > self._state.best_metric:
-            self._state.best_metric, self._state.best_epoch = metric, self.trainer.epoch
+        self.metric, evaluated_at = self.trainer.storage.latest().get(self._metric_name, (-1.0, None))
+        if evaluated_at == self.trainer.storage.iter and self.metric > self._state.best_metric:
+            self._state.best_metric, self._state.best_epoch = self.metric, self.trainer.epoch
 
 
 class CheckpointHook(hooks.PeriodicCheckpointer):
     """Keep the best, the last and the newest periodic checkpoints.
 
-    ``model_best.pth`` after each evaluation that beats all before it (fastreid's starts anew with a resume, and looks
-    only every ``SOLVER.CHECKPOINT_PERIOD``), ``model_final.pth`` after the last epoch, and ``model_<epoch>.pth`` every
-    ``SOLVER.CHECKPOINT_PERIOD`` epochs (0: never), of which the newest ``SOLVER.CHECKPOINT_KEEP`` stay (0: all).
-    Without ``DATASETS.TESTS`` there is no best one. Runs in the main process only, and last: what else is written of an
-    epoch is there when its checkpoint is, so that a run that is killed between them redoes the epoch and loses nothing.
+    ``model_best.pth`` after each epoch that beats all before it, those before a resume included (fastreid's starts
+    anew and looks only every ``SOLVER.CHECKPOINT_PERIOD``), ``model_final.pth`` after the last epoch, and
+    ``model_<epoch>.pth`` every ``SOLVER.CHECKPOINT_PERIOD`` epochs (0: never), of which the newest
+    ``SOLVER.CHECKPOINT_KEEP`` stay (0: all). Without ``DATASETS.TESTS`` there is no best one. Runs in the main process
+    only.
+
+    A run may be killed at any moment, and ``--resume`` goes on behind the newest checkpoint. So the records of an epoch
+    are written before its checkpoint, where a resumed run drops what lies behind its first epoch. And the best
+    checkpoint of the last epoch is not noted as the newest, or a run killed behind it would pass for finished.
     """
 
-    def __init__(self, checkpointer: Checkpointer, period: int, keep: int, state: RunState):
+    def __init__(self, checkpointer: Checkpointer, period: int, keep: int, state: RunState, best: BestEpochHook):
         super().__init__(checkpointer, period)
         self._keep = keep
         self._state = state
+        self._best = best
 
     def before_train(self) -> None:
         self.max_epoch = self.trainer.max_epoch
 
     def after_epoch(self) -> None:
         epoch = self.trainer.epoch
-        extra = {"epoch": epoch, "metric": self._state.last_metric}
-        if epoch == self._state.best_epoch:
-            self.checkpointer.save("model_best", **extra)
-        if epoch + 1 == self.max_epoch:
+        is_last = epoch + 1 == self.max_epoch
+        extra = {"epoch": epoch, "metric": self._best.metric}
+        if self._state.best_epoch == epoch:
+            if is_last:
+                write_checkpoint(self.checkpointer, "model_best", **extra)
+            else:
+                self.checkpointer.save("model_best", **extra)
+        if is_last:
             self.checkpointer.save("model_final", **extra)
         elif self.period > 0 and (epoch + 1) % self.period == 0:
             self.checkpointer.save(f"model_{epoch:04d}", **extra)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastreid_ice.clustering import Clusterer, ClusteringResult, check_clusters, summarize
 from fastreid_ice.data.datasets import TrainingImages
+from fastreid_ice.data.image_cache import ImageCache
 from fastreid_ice.data.loaders import build_feature_loader
 from fastreid_ice.data.randomness import derive_seed
 from fastreid_ice.engine.checks import clustering_config
@@ -43,13 +44,14 @@ class ClusteringHook(HookBase):
         Register it in all workers or in none: it is a collective.
     """
 
-    def __init__(self, cfg: CfgNode, images: TrainingImages, seed: int):
+    def __init__(self, cfg: CfgNode, images: TrainingImages, seed: int, cache: ImageCache | None = None):
         """
         Args:
             cfg: the config, with the keys of :func:`fastreid_ice.config.add_ice_config`.
             images: the training images; their true identities, where they are known, are only scored against, unless
                 ``CLUSTERING.METHOD`` asks for them.
             seed: of the run, the same on every process.
+            cache: of the training images.
 
         Raises:
             ValueError: a key of CLUSTERING is out of range.
@@ -57,8 +59,9 @@ class ClusteringHook(HookBase):
         self.cfg = cfg
         self.images = images
         self.seed = seed
+        self._cache = cache
         self.labels: Tensor | None = None  # (N,) int64, of the last clustering
-        self._extract = FeatureExtractor(len(images))
+        self._extract = FeatureExtractor(len(images), cfg.MODEL.ICE.FOLD_EXTRACTION)
 
     def before_epoch(self) -> None:
         epoch = self.trainer.epoch
@@ -75,7 +78,7 @@ class ClusteringHook(HookBase):
     def _cluster(self) -> None:
         model = unwrap(self.trainer.model)
         start = time.perf_counter()
-        features = self._extract(model, build_feature_loader(self.cfg, self.images))
+        features = self._extract(model, build_feature_loader(self.cfg, self.images, self._cache))
         extraction = time.perf_counter() - start
         images = self.images
         cameras = images.camids if self.cfg.DATASETS.USE_CAMERAS else None

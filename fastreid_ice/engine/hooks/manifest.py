@@ -26,7 +26,8 @@ class ManifestHook(HookBase):
     """Write ``<OUTPUT_DIR>/run.json`` when the training starts, after each epoch and at the end, however it ends.
 
     Its status is "running", "finished" or "interrupted"; a killed run stays "running" in its file. A resumed run goes
-    on with the hours of the one before. Runs in the main process only, behind the recorder, whose rows it reads.
+    on with the hours of the one before. Runs in the main process only, behind the recorder, whose rows it reads, and
+    behind the checkpoint, so that it never claims an epoch that a resume would train again.
     """
 
     def __init__(self, cfg: CfgNode, images: TrainingImages, state: RunState, recorder: EpochRecorder):
@@ -54,7 +55,7 @@ class ManifestHook(HookBase):
             earlier=self._earlier(),
         )
         self._since = time.monotonic()
-        write_manifest(self._path, self._manifest)
+        self._write("running")
 
     def after_epoch(self) -> None:
         self._epochs_done = self.trainer.epoch + 1
@@ -63,6 +64,16 @@ class ManifestHook(HookBase):
     def after_train(self) -> None:
         if self._manifest is not None:
             self._write("finished" if self._epochs_done >= self.trainer.max_epoch else "interrupted")
+
+    def complete(self) -> None:
+        """Say of a run that was killed between its last checkpoint and its last manifest that it is finished."""
+        earlier = self._earlier()
+        if earlier is None or earlier["status"] == "finished":
+            return
+        self._recorder.read_earlier()
+        self._manifest, self._since = earlier, time.monotonic()
+        self._epochs_done = self.trainer.start_epoch
+        self._write("finished")
 
     def _earlier(self) -> dict[str, Any] | None:
         """The manifest of the run that this one goes on with, if it can be read."""
@@ -81,17 +92,6 @@ class ManifestHook(HookBase):
             self._manifest, self._recorder.records, epochs_done=self._epochs_done, seconds=seconds, status=status
         )
         write_manifest(self._path, self._manifest)
-
-
-def mark_finished(folder: Path) -> None:
-    """Say in ``run.json`` that a run whose last checkpoint is there has finished; it may have been killed before."""
-    path = folder / FILE_NAME
-    try:
-        manifest = read_manifest(path)
-    except (OSError, ValueError):
-        return
-    if manifest["status"] != "finished":
-        write_manifest(path, {**manifest, "status": "finished"})
 
 
 def _gpu_names(cfg: CfgNode) -> list[str]:

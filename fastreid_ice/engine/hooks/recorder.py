@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from fastreid_ice.engine.hooks.checkpointing import RunState
 from fastreid_ice.files import replacing
+from fastreid_ice.report.page_files import RECORDS_FILE, read_records
 
 logger = logging.getLogger(__name__)
 
@@ -24,23 +25,33 @@ class EpochRecorder(HookBase):
 
     The file holds a list of objects, one per epoch: ``epoch`` (0 = before training, n = after n epochs), the
     evaluation's scores in percent, the mean of each loss over the epoch, the clustering's scalars, and whether it is
-    the ``best``. A resumed run goes on with the rows before its first epoch. Runs in the main process only, last.
+    the ``best``. A resumed run goes on with the rows before its first epoch, and drops those behind: they are of an
+    epoch whose checkpoint was never written. Runs in the main process only, before the checkpoint of the epoch.
     """
 
     def __init__(self, output_dir: str, state: RunState):
-        self._path = Path(output_dir) / "results.json"
+        self._path = Path(output_dir) / RECORDS_FILE
         self._state = state
         self.records: list[dict] = []
         self._seen: dict[str, int] = {}  # iteration of the last value of each scalar
 
     def before_train(self) -> None:
-        if self.trainer.start_epoch > 0 and self._path.is_file():
-            rows = json.loads(self._path.read_text())
-            self.records = [row for row in rows if row["epoch"] <= self.trainer.start_epoch]
+        self.read_earlier()
         scores = self._scalars()
         if scores:
             self.records.append({"epoch": 0, **scores})
             self._write()
+
+    def read_earlier(self) -> None:
+        """Take over the rows of the run that this one goes on with, up to its first epoch."""
+        if self.trainer.start_epoch == 0 or not self._path.is_file():
+            return
+        try:
+            rows = read_records(self._path)
+        except ValueError as error:
+            logger.warning("The rows of the epochs before are lost: %s", error)
+            return
+        self.records = [row for row in rows if row["epoch"] <= self.trainer.start_epoch]
 
     def after_epoch(self) -> None:
         storage = self.trainer.storage

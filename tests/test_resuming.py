@@ -1,0 +1,257 @@
+"""Killed runs: whatever file was being written, the next start goes on, and ends as if nothing had been."""
+
+import json
+import logging
+import os
+import shutil
+
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
+import pytest
+import torch
+from fastreid.utils.events import get_event_storage
+from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (slow to import: not within a test)
+
+from fastreid_ice.engine import ICETrainer
+from fastreid_ice.engine.checkpoints import UnreadableCheckpointError, read_checkpoint
+from fastreid_ice.engine.hooks.writers import JSONWriter
+from fastreid_ice.engine.resuming import load_newest, resumable_checkpoints
+from fastreid_ice.files import remove_leftovers, replacing
+from fastreid_ice.report.manifest import read_manifest
+from tests.conftest import ice_config
+
+pytestmark = pytest.mark.usefixtures("tiny_dataset")
+
+SETTINGS = {"SOLVER__MAX_EPOCH": 3, "SOLVER__ITERS_PER_EPOCH": 2}
+
+
+def train(folder, resume=False, **overrides) -> None:
+    trainer = ICETrainer(ice_config(OUTPUT_DIR=str(folder), **SETTINGS, **overrides))
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+
+
+def in_a_child(work, *arguments) -> int:
+    """Run in a forked process with one thread; 0, 1 after an error, or what it exits with."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            torch.set_num_threads(1)
+            work(*arguments)
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def train_until_rename(folder, number: int) -> None:
+    """Train as if killed before the ``number``-th renaming: no handler runs."""
+    rename, calls = os.replace, []
+
+    def counted(source, target):
+        calls.append(target)
+        if len(calls) == number:
+            os._exit(9)
+        rename(source, target)
+
+    os.replace = counted
+    train(folder)
+
+
+def without_times(row: dict) -> dict:
+    """Of an epoch or a step: no times, no memory."""
+    return {name: row[name] for name in row if not any(word in name for word in ("seconds", "time", "eta", "peak_mb"))}
+
+
+def outcome(folder) -> dict:
+    """All that a run leaves but times: equal for a run that was killed and one that was not."""
+    lines = (folder / "metrics.json").read_text().splitlines()
+    models = {path.name: torch.load(path, weights_only=True) for path in folder.glob("model_*.pth")}
+    manifest = read_manifest(folder)
+    return {
+        "metrics": [without_times(json.loads(line)) for line in lines],
+        "results": [without_times(row) for row in json.loads((folder / "results.json").read_text())],
+        "clusters": (folder / "clusters.csv").read_text(),
+        "manifest": {key: manifest[key] for key in ("status", "epochs_done", "steps_done", "clusters", "scores")},
+        "hidden": [path.name for path in folder.glob(".*")],
+        "last": (folder / "last_checkpoint").read_text(),
+        "best": models["model_best.pth"]["epoch"],
+        "models": {
+            name: {key: value.tolist() for key, value in models[name]["model"].items()}
+            for name in ("model_best.pth", "model_final.pth")
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert in_a_child(train, folder) == 0
+    return folder
+
+
+def cut(path, size: int) -> None:
+    os.truncate(path, size)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_any_renaming(tmp_path, monkeypatch):
+    """Every file but metrics.json and the logs appears by a renaming: before each of them is any moment."""
+    monkeypatch.setitem(SETTINGS, "SOLVER__MAX_EPOCH", 2)
+    monkeypatch.setattr(ICETrainer, "test", staticmethod(_better_every_time))
+    assert in_a_child(train, tmp_path / "unbroken") == 0
+    expected, number = outcome(tmp_path / "unbroken"), 0
+    assert expected["manifest"]["status"] == "finished" and expected["hidden"] == []
+    assert [row["epoch"] for row in expected["results"]] == [0, 1, 2]
+    while True:
+        number += 1
+        folder = tmp_path / str(number)
+        code = in_a_child(train_until_rename, folder, number)
+        if code == 0:
+            break
+        assert code == 9
+        assert len(list(folder.glob(".*"))) == 1
+        assert in_a_child(train, folder, True) == 0
+        assert outcome(folder) == expected, f"killed at renaming {number}"
+        shutil.rmtree(folder)
+    assert number > 12
+
+
+def _better_every_time(cfg, model) -> dict[str, float]:
+    """Scores that make every epoch the best: each one writes all files that an epoch can write."""
+    try:
+        score = float(get_event_storage().iter + 10)
+    except AssertionError:  # no storage: the run was finished already
+        score = 0.0
+    return {"mAP": score, "Rank-1": score, "metric": score}
+
+
+class TestUnreadable:
+    @pytest.fixture
+    def run(self, unbroken, tmp_path, monkeypatch):
+        """After two of three epochs: model_0000, model_0001, model_best."""
+        monkeypatch.setattr(logging.getLogger("fastreid_ice"), "propagate", True)
+        shutil.copytree(unbroken, tmp_path / "run")
+        (tmp_path / "run" / "model_final.pth").unlink()
+        (tmp_path / "run" / "last_checkpoint").write_text("model_0001.pth")
+        if read_checkpoint(tmp_path / "run" / "model_best.pth")["epoch"] == 2:
+            (tmp_path / "run" / "model_best.pth").unlink()
+        return tmp_path / "run"
+
+    @pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.5, 0.9, 0.999])
+    def test_falls_back_to_the_one_before(self, run, unbroken, caplog, share):
+        newest = run / "model_0001.pth"
+        cut(newest, int(newest.stat().st_size * share))
+        os.utime(run / "model_0000.pth")  # the copy has not kept the order
+        trainer = ICETrainer(ice_config(OUTPUT_DIR=str(run), **SETTINGS))
+        trainer.resume_or_load(resume=True)
+        assert trainer.start_epoch == 1
+        (message,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert "model_0000.pth instead" in message and "model_0001.pth is not a checkpoint, or is damaged" in message
+
+    def test_ends_as_if_nothing_had_been(self, run, unbroken):
+        cut(run / "model_0001.pth", 1000)
+        os.utime(run / "model_0000.pth")
+        assert in_a_child(train, run, True) == 0
+        assert outcome(run) == outcome(unbroken)
+
+    def test_none_can_be_read(self, run):
+        names = sorted(path.name for path in run.glob("model_*.pth"))
+        for name in names:
+            cut(run / name, 1000)
+        with pytest.raises(UnreadableCheckpointError, match="can be resumed from") as error:
+            load_newest(run, lambda path: read_checkpoint(path))
+        assert all(name in str(error.value) for name in names) and "\n" not in str(error.value)
+
+    def test_weights_of_another_model_are_no_damage(self, run):
+        """A mistake in the config must not train from an older checkpoint."""
+        with pytest.raises(ValueError, match="^None of the checkpoint's tensors"):
+            load_newest(run, _of_another_model)
+
+    def test_without_last_checkpoint(self, run, caplog):
+        (run / "last_checkpoint").unlink()
+        os.utime(run / "model_0001.pth")
+        assert load_newest(run, lambda path: read_checkpoint(path))["epoch"] == 1
+        assert "no file last_checkpoint: resuming from" in caplog.text
+
+    def test_last_checkpoint_names_a_file_that_is_gone(self, run, caplog):
+        (run / "last_checkpoint").write_text("model_0007.pth")
+        os.utime(run / "model_0001.pth")
+        assert load_newest(run, lambda path: read_checkpoint(path))["epoch"] == 1
+        assert "model_0001.pth instead: There is no checkpoint" in caplog.text and "model_0007.pth" in caplog.text
+
+    def test_rows_that_cannot_be_read(self, run):
+        (run / "results.json").write_text('[{"epoch": 0')
+        assert in_a_child(train, run, True) == 0
+        assert [row["epoch"] for row in json.loads((run / "results.json").read_text())] == [3]
+
+
+def _of_another_model(path):
+    raise ValueError("None of the checkpoint's tensors belongs to this model")
+
+
+def test_no_checkpoint_is_no_error(tmp_path):
+    (tmp_path / "model.pth").write_bytes(b"weights of something else")
+    assert load_newest(tmp_path, read_checkpoint) is None
+    assert load_newest(tmp_path / "missing", read_checkpoint) is None
+
+
+def test_a_longer_run_before_in_the_same_folder(tmp_path):
+    """The order is that of the writing, not of the epochs in the names."""
+    for i, name in enumerate(("model_0030.pth", "model_0001.pth", "model_best.pth", "model_0002.pth")):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, ns=(i, i))
+    (tmp_path / "last_checkpoint").write_text("model_0002.pth\n")
+    names = [path.name for path in resumable_checkpoints(tmp_path)]
+    assert names == ["model_0002.pth", "model_best.pth", "model_0001.pth", "model_0030.pth"]
+
+
+def test_other_bytes_in_a_checkpoint_are_told_as_damage(unbroken, tmp_path):
+    """Whatever torch and pickle raise; weights that still can be read are read."""
+    whole = (unbroken / "model_final.pth").read_bytes()
+    told = 0
+    for start in range(0, 4000, 200):
+        damaged = tmp_path / "model.pth"
+        damaged.write_bytes(whole[:start] + bytes(64) + whole[start + 64 :])
+        try:
+            read_checkpoint(damaged)
+        except UnreadableCheckpointError:
+            told += 1
+    assert told > 5
+
+
+def test_leftovers(tmp_path):
+    with replacing(tmp_path / "model_0003.pth") as temporary:
+        leftover = tmp_path / temporary.name
+        temporary.write_bytes(b"x")
+    leftover.write_bytes(b"half of it")
+    others = [tmp_path / name for name in (".hidden", ".0123abcd.notes.txt", "model_0001.pth", ".0123.model_0001.pth")]
+    for other in others:
+        other.write_bytes(b"x")
+    assert remove_leftovers(tmp_path, ("model_*.pth",)) == [leftover]
+    assert not leftover.exists() and all(other.exists() for other in others)
+    assert remove_leftovers(tmp_path / "missing", ("*",)) == []
+
+
+def test_half_a_line_of_metrics(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": -1, "mAP": 3}\n{"iteration": 5, "lr": 1}\n{"iteration": 6}\n{"iterat')
+    JSONWriter(str(path), steps_per_epoch=6).start(6)
+    assert path.read_text() == '{"iteration": -1, "mAP": 3}\n{"iteration": 5, "lr": 1}\n'
+    JSONWriter(str(path), steps_per_epoch=6).start(None)
+    assert path.read_text() == ""
+
+
+def test_tensorboard_forgets_what_is_trained_again(unbroken, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shutil.copytree(unbroken, tmp_path / "run")
+    (tmp_path / "run" / "last_checkpoint").write_text("model_0000.pth")
+    assert in_a_child(train, tmp_path / "run", True) == 0
+    steps = []
+    for folder in (unbroken, tmp_path / "run"):
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        steps.append([event.step for event in events.Scalars("total_loss")])
+    assert steps[0] == steps[1] and len(set(steps[0])) == len(steps[0])
