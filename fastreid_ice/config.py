@@ -53,8 +53,8 @@ def _add_model(model: CN) -> None:
     # Which encoder evaluates, is clustered with and is exported: "momentum" (ref) or "online".
     model.ICE.EVAL_ENCODER = "momentum"
     # Extract the features to cluster with a copy of that encoder whose batch normalisations are folded into the
-    # convolutions, channels last: half the time on a CPU. Equal up to rounding (about 1e-6), which may move an image at
-    # the border of a cluster; so it is off. ref: no.
+    # convolutions, channels last: less time on a CPU (docs/benchmarks.md). Equal up to rounding (1e-7 on OSNet), which
+    # may move an image at the border of a cluster; so it is off. ref: no.
     model.ICE.FOLD_EXTRACTION = False
 
 
