@@ -59,8 +59,8 @@ def _add_model(model: CN) -> None:
     # SOLVER.AMP on a GPU. More than one chunk is then normalised chunk by chunk. ref: False.
     model.ICE.CHANNELS_LAST = False
     # Extract the features to cluster with a copy of that encoder whose batch normalisations are folded into the
-    # convolutions, channels last: half the time on a CPU. Equal up to rounding (about 1e-6), which may move an image at
-    # the border of a cluster; so it is off. ref: no.
+    # convolutions, channels last: less time on a CPU (docs/benchmarks.md). Equal up to rounding (1e-7 on OSNet), which
+    # may move an image at the border of a cluster; so it is off. ref: no.
     model.ICE.FOLD_EXTRACTION = False
 
 
