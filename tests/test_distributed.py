@@ -36,13 +36,14 @@ def train(output_dir: str, overrides: dict, root: str) -> None:
     torch.save(trainer.clustering.labels, f"{output_dir}/labels_{comm.get_rank()}.pth")
 
 
-def test_two_processes_equal_one(tmp_path):
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_processes_equal_one(accumulation, tmp_path):
     """Same losses, weights, statistics and scores: the batch is shared, the chunks too, and the keys are gathered."""
     root = os.environ["FASTREID_DATASETS"]
     states, losses = [], []
     for processes in (1, 2):
         folder = str(tmp_path / str(processes))
-        overrides = {**SMALL, "MODEL__ICE__BN_CHUNKS": 4 // processes}
+        overrides = {**SMALL, "MODEL__ICE__BN_CHUNKS": 4 // processes, "SOLVER__ACCUMULATION": accumulation}
         launch(train, processes, dist_url="auto", args=(folder, overrides, root))
         checkpoint = torch.load(f"{folder}/model_final.pth", weights_only=True)
         states.append(checkpoint["model"])

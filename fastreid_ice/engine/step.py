@@ -79,8 +79,8 @@ class TrainingStep(SimpleTrainer):
         """File all losses of the epoch and look at its weights, before they are evaluated or written.
 
         Raises:
-            FloatingPointError: a loss or a weight is infinite or NaN.
+            FloatingPointError: a loss, a weight or a running statistic is infinite or NaN.
         """
         self.log.read()
-        if not all_finite(self.model.parameters()):
+        if not all_finite([*self.model.parameters(), *self.model.buffers()]):
             raise FloatingPointError(self.log.failure("The weights became infinite or NaN", self.iter))

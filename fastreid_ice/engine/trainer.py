@@ -63,6 +63,7 @@ class ICETrainer(DefaultTrainer):
         with warnings.catch_warnings():  # of the step in mixed precision that ours replaces
             warnings.filterwarnings("ignore", message=".*GradScaler")
             super().__init__(cfg)
+        self._tagged_before: int | None = None
         self.training_step = self._trainer = self._build_step(cfg)
         self.checkpointer._load_file = self._read_checkpoint
         self.checkpointer.checkpointables["ice"] = self.run_state
@@ -77,7 +78,14 @@ class ICETrainer(DefaultTrainer):
         return TrainingStep(self.model, self.data_loader, self.optimizer, precision, log, cfg.SOLVER.ACCUMULATION)
 
     def _last_checkpoint(self) -> str:
-        return self.checkpointer.get_checkpoint_file() if self.checkpointer.has_checkpoint() else ""
+        """The newest checkpoint of this run, or "": the folder may hold those of a run before, and files may be gone."""
+        path = self.checkpointer.get_checkpoint_file()
+        return path if self._tagged_at() != self._tagged_before and Path(path).is_file() else ""
+
+    def _tagged_at(self) -> int | None:
+        """When a checkpoint was last written into the folder, None where none was."""
+        tag = Path(self.checkpointer.save_dir) / "last_checkpoint"
+        return tag.stat().st_mtime_ns if tag.is_file() else None
 
     def _read_checkpoint(self, path: str) -> dict[str, Any]:
         """With errors that name the file, and of whatever layout of groups and device."""
@@ -86,6 +94,7 @@ class ICETrainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """As upstream; a resumed run goes on with the seed it was started with."""
         super().resume_or_load(resume=resume)
+        self._tagged_before = None if resume else self._tagged_at()
         self.clustering.seed = self.run_state.seed
 
     def train(self) -> dict | None:
