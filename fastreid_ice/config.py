@@ -119,7 +119,7 @@ def _add_schedule(cfg: CN) -> None:
     # WARMUP_ITERS warms up by step; only one of the two may be set.
     cfg.SOLVER.WARMUP_EPOCHS = 10
     # Gradients of how many steps are averaged for one update of the weights; the momentum encoder and the memory move
-    # with it. It must divide ITERS_PER_EPOCH, which goes on counting batches, as WARMUP_ITERS does. Batch statistics
+    # with it. It must divide ITERS_PER_EPOCH, which goes on counting batches; WARMUP_ITERS must be 0. Batch statistics
     # and the pairs of the losses stay those of one batch. ref: 1.
     cfg.SOLVER.ACCUMULATION = 1
     # What the encoders compute in with SOLVER.AMP.ENABLED: "float16" (CUDA only) or "bfloat16" (CPU too). Losses,

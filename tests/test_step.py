@@ -311,6 +311,11 @@ class TestAccumulation:
             torch.distributed.destroy_process_group()
         assert sorted(set(averaged)) == [2, 5]
 
+    def test_no_warm_up_within_an_update(self):
+        keys = {"SOLVER__ACCUMULATION": 3, "SOLVER__WARMUP_ITERS": 2, "SOLVER__WARMUP_EPOCHS": 0}
+        with pytest.raises(ValueError, match=r"SOLVER.WARMUP_ITERS \(2\).*SOLVER.ACCUMULATION 3"):
+            check_config(ice_config(**BACKBONE, **keys))
+
     def test_an_epoch_ends_with_an_update(self):
         with pytest.raises(ValueError, match="ITERS_PER_EPOCH is 3.*multiple of SOLVER.ACCUMULATION"):
             check_config(ice_config(**BACKBONE, SOLVER__ACCUMULATION=2))

@@ -295,5 +295,10 @@ def _check_updates(cfg: CfgNode) -> None:
             f"SOLVER.ITERS_PER_EPOCH is {solver.ITERS_PER_EPOCH}; it must be a multiple of SOLVER.ACCUMULATION "
             f"({solver.ACCUMULATION}), so that an epoch ends with an update"
         )
+    if solver.ACCUMULATION > 1 and solver.WARMUP_ITERS > 0:
+        raise ValueError(
+            f"SOLVER.WARMUP_ITERS ({solver.WARMUP_ITERS}) would change the learning rate between the batches of one "
+            f"update (SOLVER.ACCUMULATION {solver.ACCUMULATION}); set it to 0 and warm up over SOLVER.WARMUP_EPOCHS"
+        )
     if solver.AMP.ENABLED:
         Precision(torch.device(cfg.MODEL.DEVICE), AMP_DTYPES[solver.AMP.DTYPE])

@@ -78,7 +78,7 @@ class ICETrainer(DefaultTrainer):
         return TrainingStep(self.model, self.data_loader, self.optimizer, precision, log, cfg.SOLVER.ACCUMULATION)
 
     def _last_checkpoint(self) -> str:
-        """The newest checkpoint of this run, or "": the folder may hold those of a run before, and files may be gone."""
+        """The newest of this run, or "": the folder may hold those of a run before, and a file may be gone."""
         path = self.checkpointer.get_checkpoint_file()
         return path if self._tagged_at() != self._tagged_before and Path(path).is_file() else ""
 
