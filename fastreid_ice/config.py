@@ -122,6 +122,9 @@ def _add_schedule(cfg: CN) -> None:
     # with it. It must divide ITERS_PER_EPOCH, which goes on counting batches; WARMUP_ITERS must be 0. Batch statistics
     # and the pairs of the losses stay those of one batch. ref: 1.
     cfg.SOLVER.ACCUMULATION = 1
+    # Take only algorithms that repeat themselves bit for bit, without TF32, from the first epoch of a run to its end:
+    # slower on a GPU, and the same as ever on the CPU. An operation that has none is an error. ref: False.
+    cfg.SOLVER.DETERMINISTIC = False
     # What the encoders compute in with SOLVER.AMP.ENABLED: "float16" (CUDA only) or "bfloat16" (CPU too). Losses,
     # memory, clustering and weights stay float32. ref: float32.
     cfg.SOLVER.AMP.DTYPE = "float16"

@@ -184,7 +184,7 @@ def check_config(cfg: CfgNode) -> None:
     check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE, processes)
     _check_chunks(cfg, processes)
     _check_warmup(cfg)
-    _check_updates(cfg)
+    _check_solver(cfg)
 
 
 # Keys of CLUSTERING that say when to cluster and with what eps then: for the training, not for one clustering.
@@ -288,7 +288,7 @@ def _check_warmup(cfg: CfgNode) -> None:
         )
 
 
-def _check_updates(cfg: CfgNode) -> None:
+def _check_solver(cfg: CfgNode) -> None:
     solver = cfg.SOLVER
     if solver.ITERS_PER_EPOCH % solver.ACCUMULATION:
         raise ValueError(
@@ -299,6 +299,11 @@ def _check_updates(cfg: CfgNode) -> None:
         raise ValueError(
             f"SOLVER.WARMUP_ITERS ({solver.WARMUP_ITERS}) would change the learning rate between the batches of one "
             f"update (SOLVER.ACCUMULATION {solver.ACCUMULATION}); set it to 0 and warm up over SOLVER.WARMUP_EPOCHS"
+        )
+    if solver.DETERMINISTIC and cfg.CUDNN_BENCHMARK:
+        raise ValueError(
+            "SOLVER.DETERMINISTIC and CUDNN_BENCHMARK are both True, but the fastest algorithm is not the same one in "
+            "each run; set one of them to False"
         )
     if solver.AMP.ENABLED:
         Precision(torch.device(cfg.MODEL.DEVICE), AMP_DTYPES[solver.AMP.DTYPE])

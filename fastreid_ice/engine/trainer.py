@@ -25,6 +25,7 @@ from fastreid_ice.data.loaders import EpochLoader, build_test_loader
 from fastreid_ice.engine.amp import Precision
 from fastreid_ice.engine.checkpoints import read_checkpoint
 from fastreid_ice.engine.checks import check_config
+from fastreid_ice.engine.determinism import determinism
 from fastreid_ice.engine.hooks.checkpointing import CheckpointHook, RunState
 from fastreid_ice.engine.hooks.clustering import ClusteringHook
 from fastreid_ice.engine.hooks.evaluation import EvaluationHook
@@ -111,7 +112,8 @@ class ICETrainer(DefaultTrainer):
             )
             return self.test(self.cfg, self.model) if self.cfg.DATASETS.TESTS else None
         self._last_eval_results: dict | None = None
-        TrainerBase.train(self, self.start_epoch, self.max_epoch, self.iters_per_epoch)
+        with determinism(self.cfg.SOLVER.DETERMINISTIC):
+            TrainerBase.train(self, self.start_epoch, self.max_epoch, self.iters_per_epoch)
         return self._last_eval_results
 
     def build_hooks(self) -> list[HookBase]:
