@@ -227,7 +227,7 @@ def test_the_scale_is_asked_only_for_a_warm_up_by_step():
 
 
 def test_the_golden_order_of_a_step():
-    """Forward, zero, backward, update: by hand, against the step."""
+    """Forward, backward, update: by hand, against the step."""
     ours, by_hand = build(), build()
     run(steps_of(ours, iter([batch(seed=1), batch(seed=2)])), 2)
     optimizer = torch.optim.SGD([p for p in by_hand.parameters() if p.requires_grad], lr=0.1)
@@ -239,6 +239,14 @@ def test_the_golden_order_of_a_step():
         by_hand.after_step()
     for (name, value), expected in zip(ours.state_dict().items(), by_hand.state_dict().values()):
         assert torch.equal(value, expected), name
+
+
+@pytest.mark.parametrize("accumulation, expected", [(1, [False] * 4), (2, [False, True] * 2)])
+def test_the_gradients_of_the_last_update_make_room_for_the_next_pass(accumulation, expected):
+    model, held = build(), []
+    model.backbone[0].register_forward_hook(lambda *args: held.append(model.backbone[0].weight.grad is not None))
+    run(steps_of(model, iter([batch(seed=seed) for seed in range(4)]), accumulation), 4)
+    assert held == expected
 
 
 class TestAccumulation:

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastreid_ice.data.datasets import TrainingImages, load_test_images
 from fastreid_ice.data.randomness import derive_seed, seeded
 from fastreid_ice.data.samplers import IdentityCameraSampler
-from fastreid_ice.data.views import build_strong_view, build_weak_view
+from fastreid_ice.data.views import build_strong_view, build_weak_view, split_common_resize
 
 
 class ReadableImages(CommDataset):
@@ -34,7 +34,7 @@ class ReadableImages(CommDataset):
 
 
 class PseudoLabeledViews(ReadableImages):
-    """Two strong views and one weak view of an image, from one decoding, with its pseudo label.
+    """Two strong views and one weak view of an image, from one decoding and resizing, with its pseudo label.
 
     An item is asked for as (image, draw), see :class:`IdentityCameraSampler`. Its randomness depends on the seed and
     the draw alone: not on the number of workers or processes.
@@ -47,14 +47,13 @@ class PseudoLabeledViews(ReadableImages):
     def __init__(self, images: TrainingImages, labels: Tensor, strong_view: Callable, weak_view: Callable, seed: int):
         items = list(zip(images.paths, labels.tolist(), images.camids.tolist()))
         super().__init__(items, transform=None, relabel=False)
-        self.strong_view = strong_view
-        self.weak_view = weak_view
+        self.resize, self.strong_view, self.weak_view = split_common_resize(strong_view, weak_view)
         self.seed = seed
 
     def __getitem__(self, drawn: tuple[int, int]) -> dict[str, Any]:
         index, draw = drawn
         item = super().__getitem__(index)
-        image = item["images"]
+        image = self.resize(item["images"])
         with seeded(derive_seed(self.seed, draw)):
             item["images"] = self.strong_view(image)
             item["images_key"] = self.strong_view(image)

@@ -58,12 +58,12 @@ class TrainingStep(SimpleTrainer):
         data_time = time.perf_counter() - start
         is_first = self.iter % self.accumulation == 0
         self.has_updated = (self.iter + 1) % self.accumulation == 0
+        if is_first:
+            self.optimizer.zero_grad()
         with self._gradients_to_others(self.has_updated):
             with self.precision.autocast():
                 losses = self.model(batch)
                 total: Tensor = sum(losses.values())
-            if is_first:
-                self.optimizer.zero_grad()
             self.precision.backward(total if self.accumulation == 1 else total / self.accumulation)
         self.log.add(self.iter, losses, data_time)
         if self.has_updated:
