@@ -5,7 +5,8 @@
 
 Runs of the two things compared alternate; medians are printed, and the quartiles of the pairs' ratios, so that other
 work on the machine meets both. "cpu" is the processor time of all threads: it hardly depends on other work. The
-batch is Market-1501's: 8 clusters of 4 images, three views each. Each part runs in a process of its own.
+batch is Market-1501's: 8 clusters of 4 images, three views each. Each part runs in a process of its own, which keeps
+the memory it has freed (with glibc).
 """
 
 from __future__ import annotations
@@ -45,11 +46,13 @@ from fastreid_ice.engine.loss_log import LossLog
 from fastreid_ice.engine.optimizer import build_optimizer
 from fastreid_ice.engine.step import TrainingStep
 from fastreid_ice.modeling import ICE
-from fastreid_ice.modeling.meta_arch import VIEWS
+from fastreid_ice.modeling.meta_arch import AMP_DTYPES, VIEWS
 
 MODELS = {"osnet": "OSNet x0.25", "resnet": "ResNet-50"}
 OSNET = {"NAME": "build_osnet_backbone", "DEPTH": "x0_25", "FEAT_DIM": 128}
 CLUSTERS, CAMERAS = 700, 6
+# glibc hands freed memory back or not by what else was allocated: page faults would blur what is compared.
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_MMAP_THRESHOLD_": str(2**40)}
 
 
 def config(model: str, chunks: int, size: list[int]) -> CfgNode:
@@ -71,7 +74,7 @@ def build(cfg: CfgNode) -> ICE:
     model = build_model(cfg).train()
     labels = torch.arange(CLUSTERS * CAMERAS) % CLUSTERS
     features = F.normalize(torch.randn(len(labels), model.heads.bottleneck[0].num_features), dim=1)
-    model.memory.rebuild(features, labels, torch.arange(len(labels)) // CLUSTERS)
+    model.memory.rebuild(features.to(model.device), labels, torch.arange(len(labels)) // CLUSTERS)
     return model
 
 
@@ -86,11 +89,17 @@ def random_batch(cfg: CfgNode) -> dict[str, Tensor]:
     return {view: 255 * torch.rand(shape, generator=generator) for view in VIEWS} | labels_of(shape[0])
 
 
-def our_step(cfg: CfgNode, model: ICE) -> Callable[[dict[str, Tensor]], float]:
-    """What a run does in a step, from the batch to the momentum encoder; returns the sum of the losses."""
+def our_step(cfg: CfgNode, model: ICE, read_every: int = 1) -> Callable[[dict[str, Tensor]], float]:
+    """What a run does in a step, from the batch to the momentum encoder.
+
+    Returns:
+        a function that trains on a batch and returns the sum of the losses; nan where they are not read in this step.
+    """
     batches: list[dict[str, Tensor]] = []
-    optimizer, log = build_optimizer(cfg, model), LossLog(1, str)
-    step = TrainingStep(model, iter(batches.pop, None), optimizer, Precision(torch.device("cpu")), log)
+    dtype = AMP_DTYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None
+    precision = Precision(torch.device(cfg.MODEL.DEVICE), dtype)
+    optimizer, log = build_optimizer(cfg, model), LossLog(read_every, str)
+    step = TrainingStep(model, iter(batches.pop, None), optimizer, precision, log)
     step.iter = 0
 
     def run(batch: dict[str, Tensor]) -> float:
@@ -99,7 +108,7 @@ def our_step(cfg: CfgNode, model: ICE) -> Callable[[dict[str, Tensor]], float]:
             step.run_step()
         model.after_step()
         step.iter += 1
-        return storage.history("total_loss").latest()
+        return storage.latest()["total_loss"][0] if "total_loss" in storage.latest() else float("nan")
 
     return run
 
@@ -141,16 +150,18 @@ def milliseconds(seconds: np.ndarray) -> list[str]:
 
 
 def reference(args: argparse.Namespace) -> None:
-    """A step on a batch in memory beside the plain one; the losses agree, so both do the same work."""
+    """A step on a batch in memory beside the plain one, which always has torch's default layout."""
     print("\nplain / ours, one step of a batch in memory")
-    head("model", "chunks", "ours: wall, cpu ms", "plain: wall, cpu ms", "ratio: wall", "cpu")
+    head("model", "chunks", "our layout", "ours: wall, cpu ms", "plain: wall, cpu ms", "ratio: wall", "cpu")
     for name in args.models:
-        for chunks in args.chunks:
+        for chunks, channels_last in ((1, False), (1, True), (4, False)):
             cfg = config(name, chunks, args.size)
+            cfg.MODEL.ICE.CHANNELS_LAST = channels_last
             ours, plain = build(cfg), PlainStep(cfg, build(config(name, 1, args.size)), chunks)
             run, batch = our_step(cfg, ours), random_batch(cfg)
             seconds = alternate(lambda: run(batch), lambda: plain(batch), args.pairs)  # noqa: B023
-            row(MODELS[name], chunks, *milliseconds(seconds), ratios(seconds))
+            layout = "channels last" if channels_last else "default"
+            row(MODELS[name], chunks, layout, *milliseconds(seconds), ratios(seconds))
 
 
 def views(args: argparse.Namespace) -> None:
@@ -229,11 +240,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--chunks", type=int, nargs="*", default=[1, 4], help="for reference")
     parser.add_argument("--size", type=int, nargs=2, default=[128, 64], help="height and width of the images")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    os.environ.update(KEEP_MEMORY)
     print(f"torch {torch.__version__}, threads {args.threads}, load {os.getloadavg()[0]:.1f}, {args.pairs} pairs")
     for name in args.only:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
