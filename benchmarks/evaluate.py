@@ -16,12 +16,11 @@ import argparse
 import contextlib
 import os
 import sys
-import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.timing import alternate, ratios, timed
 from fastreid_ice.evaluation import FeatureRows, Identities, Similarities, rank_queries
 from fastreid_ice.evaluation.counting import ranks_of_matches
 
@@ -44,11 +44,6 @@ class Size(NamedTuple):
 
 MSMT17 = Size(11_659, 82_161, 3_060, 15)
 MARKET = Size(3_368, 15_913, 750, 6)
-
-
-class Seconds(NamedTuple):
-    wall: float
-    cpu: float
 
 
 Labels = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -70,30 +65,6 @@ def problem(size: Size, queries: int, dimensions: int, seed: int = 0) -> tuple[F
         batch = centers[people[start : start + BATCH]]
         rows.append(batch + noise * torch.randn(batch.shape, generator=generator))
     return rows, (people[:queries], people[queries:], cameras[:queries], cameras[queries:])
-
-
-def timed(function: Callable[[], object]) -> Seconds:
-    wall, cpu = time.perf_counter(), time.process_time()
-    function()
-    return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
-
-
-def alternate(first: Callable[[], object], second: Callable[[], object], pairs: int) -> np.ndarray:
-    """Seconds (pairs, 2, 2): of each pair, wall and cpu of both; the order changes from pair to pair."""
-    first(), second()  # compiled kernels, pages
-    rows = []
-    for pair in range(pairs):
-        both = (first, second) if pair % 2 == 0 else (second, first)
-        measured = [timed(function) for function in both]
-        rows.append(measured if pair % 2 == 0 else measured[::-1])
-    return np.array(rows)
-
-
-def ratios(seconds: np.ndarray) -> str:
-    """Median of second / first with its quartiles, of wall and of cpu time."""
-    quotients = seconds[:, 1] / seconds[:, 0]
-    low, middle, high = np.percentile(quotients, [25, 50, 75], axis=0)
-    return " | ".join(f"{m:.3f} ({a:.3f} to {b:.3f})" for a, m, b in zip(low, middle, high))
 
 
 def scores(similarities: Similarities, identities: Identities) -> str:

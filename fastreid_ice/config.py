@@ -124,17 +124,18 @@ def _add_schedule(cfg: CN) -> None:
     # WARMUP_ITERS warms up by step; only one of the two may be set.
     cfg.SOLVER.WARMUP_EPOCHS = 10
     # Gradients of how many steps are averaged for one update of the weights; the momentum encoder and the memory move
-    # with it. It must divide ITERS_PER_EPOCH, which goes on counting batches. ref: 1.
+    # with it. It must divide ITERS_PER_EPOCH, which goes on counting batches; WARMUP_ITERS must be 0. Batch statistics
+    # and the pairs of the losses stay those of one batch. ref: 1.
     cfg.SOLVER.ACCUMULATION = 1
+    # Take only algorithms that repeat themselves bit for bit, without TF32, from the first epoch of a run to its end:
+    # slower on a GPU, and the same as ever on the CPU. An operation that has none is an error. ref: False.
+    cfg.SOLVER.DETERMINISTIC = False
     # What the encoders compute in with SOLVER.AMP.ENABLED: "float16" (CUDA only) or "bfloat16" (CPU too). Losses,
     # memory, clustering and weights stay float32. ref: float32.
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Compute in SOLVER.AMP.DTYPE in evaluation mode too: features for the clustering, scores, search. The embeddings
     # come out as float32. On the CPU only with bfloat16. ref: float32.
     cfg.TEST.AMP = False
-    # Compute the same twice on a GPU too: deterministic algorithms, no TF32, no search for fast ones; slower. The CPU
-    # always does (with the same number of threads).
-    cfg.SOLVER.DETERMINISTIC = False
     # How many of the periodic checkpoints are kept (beside model_best.pth and model_final.pth); 0 keeps all. --resume
     # falls back to the one before, should the newest not be readable after a crash of the machine or a full disk.
     cfg.SOLVER.CHECKPOINT_KEEP = 2

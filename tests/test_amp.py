@@ -170,19 +170,32 @@ class TestEvaluation:
 
 
 @pytest.mark.usefixtures("tiny_dataset")
-def test_resume_equals_uninterrupted(tmp_path):
-    """In bfloat16, bit for bit."""
+@pytest.mark.parametrize("scaled, accumulation", [(False, 1), (True, 1), (True, 2)])
+def test_resume_equals_uninterrupted(scaled, accumulation, tmp_path, monkeypatch):
+    """In bfloat16, bit for bit; with torch's scaler of gradients too, which grows after each step that fits."""
+
+    def with_scaler(self, device, dtype=None, original=Precision.__init__):
+        original(self, device, dtype)
+        if scaled:
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
+
+    monkeypatch.setattr(Precision, "__init__", with_scaler)
 
     def train(folder, epochs, resume=False):
         small = {**BACKBONE, **BFLOAT16, "DATASETS__TESTS": (), "SOLVER__WARMUP_EPOCHS": 2, "TEST__AMP": True}
+        small |= {"SOLVER__ACCUMULATION": accumulation, "SOLVER__ITERS_PER_EPOCH": 4}
         trainer = ICETrainer(ice_config(OUTPUT_DIR=str(folder), **small))
         trainer.resume_or_load(resume=resume)
         trainer.max_epoch = epochs
         trainer.train()
-        return torch.load(folder / "model_final.pth", weights_only=True)["model"]
+        return torch.load(folder / "model_final.pth", weights_only=True)
 
     whole = train(tmp_path / "whole", 2)
     half = train(tmp_path / "resumed", 1)
     resumed = train(tmp_path / "resumed", 2, resume=True)
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert any(not torch.equal(half[name], resumed[name]) for name in whole)
+    assert all(torch.equal(whole["model"][name], resumed["model"][name]) for name in whole["model"])
+    assert any(not torch.equal(half["model"][name], resumed["model"][name]) for name in whole["model"])
+    assert whole.get("grad_scaler") == resumed.get("grad_scaler")
+    if scaled:
+        assert whole["grad_scaler"]["scale"] == (16.0 if accumulation == 1 else 8.0)
+        assert whole["grad_scaler"]["_growth_tracker"] == (2 if accumulation == 1 else 1)

@@ -27,6 +27,11 @@ CLUSTERED = {"CLUSTERING__METHOD": "jaccard_dbscan", "SOLVER__IMS_PER_BATCH": 8,
 # Runs of two epochs: what differs, the chunks of the whole batch, and how near two processes come to one.
 RUNS = {
     "true labels": ({"CLUSTERING__METHOD": "ground_truth"}, 4, {"atol": 1e-5, "rtol": 1e-4}),
+    "accumulation": (
+        {"CLUSTERING__METHOD": "ground_truth", "SOLVER__ACCUMULATION": 2},
+        4,
+        {"atol": 1e-5, "rtol": 1e-4},
+    ),
     "clusters": (CLUSTERED, 2, {"atol": 1e-5, "rtol": 1e-4}),
     "clusters, bfloat16": (
         {**CLUSTERED, "SOLVER__AMP__ENABLED": True, "SOLVER__AMP__DTYPE": "bfloat16"},

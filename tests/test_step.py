@@ -201,7 +201,7 @@ class TestLossLog:
 
 
 def test_all_finite():
-    good = [torch.ones(3), torch.zeros(0), torch.ones(2, 2)]
+    good = [torch.ones(3), torch.zeros(0), torch.ones(2, 2), torch.tensor(3)]
     assert all_finite(good) and all_finite([])
     assert not all_finite([*good, torch.tensor([1.0, float("nan")])])
     assert not all_finite([*good, torch.tensor([float("inf")])])
@@ -227,7 +227,7 @@ def test_the_scale_is_asked_only_for_a_warm_up_by_step():
 
 
 def test_the_golden_order_of_a_step():
-    """Forward, zero, backward, update: by hand, against the step."""
+    """Forward, backward, update: by hand, against the step."""
     ours, by_hand = build(), build()
     run(steps_of(ours, iter([batch(seed=1), batch(seed=2)])), 2)
     optimizer = torch.optim.SGD([p for p in by_hand.parameters() if p.requires_grad], lr=0.1)
@@ -239,6 +239,14 @@ def test_the_golden_order_of_a_step():
         by_hand.after_step()
     for (name, value), expected in zip(ours.state_dict().items(), by_hand.state_dict().values()):
         assert torch.equal(value, expected), name
+
+
+@pytest.mark.parametrize("accumulation, expected", [(1, [False] * 4), (2, [False, True] * 2)])
+def test_the_gradients_of_the_last_update_make_room_for_the_next_pass(accumulation, expected):
+    model, held = build(), []
+    model.backbone[0].register_forward_hook(lambda *args: held.append(model.backbone[0].weight.grad is not None))
+    run(steps_of(model, iter([batch(seed=seed) for seed in range(4)]), accumulation), 4)
+    assert held == expected
 
 
 class TestAccumulation:
@@ -288,6 +296,33 @@ class TestAccumulation:
             name.removeprefix("momentum_encoder.") != "heads.bottleneck.0.bias" for name, _ in model.named_parameters()
         ]
         assert moved == trained
+
+    def test_processes_average_once_an_update(self, tmp_path):
+        model, averaged = build(), []
+        store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        try:
+            parallel = torch.nn.parallel.DistributedDataParallel(model)
+
+            def count(step, bucket):
+                averaged.append(step.iter)
+                future = torch.futures.Future()
+                future.set_result(bucket.buffer())
+                return future
+
+            step = steps_of(parallel, iter([batch(seed=seed) for seed in range(6)]), accumulation=3)
+            parallel.register_comm_hook(step, count)
+            with EventStorage(0):
+                for step.iter in range(6):
+                    step.run_step()
+        finally:
+            torch.distributed.destroy_process_group()
+        assert sorted(set(averaged)) == [2, 5]
+
+    def test_no_warm_up_within_an_update(self):
+        keys = {"SOLVER__ACCUMULATION": 3, "SOLVER__WARMUP_ITERS": 2, "SOLVER__WARMUP_EPOCHS": 0}
+        with pytest.raises(ValueError, match=r"SOLVER.WARMUP_ITERS \(2\).*SOLVER.ACCUMULATION 3"):
+            check_config(ice_config(**BACKBONE, **keys))
 
     def test_an_epoch_ends_with_an_update(self):
         with pytest.raises(ValueError, match="ITERS_PER_EPOCH is 3.*multiple of SOLVER.ACCUMULATION"):
@@ -351,6 +386,29 @@ class TestRuns:
         with pytest.raises(FloatingPointError, match=r"weights became infinite.*after step 5.*model_0000.pth"):
             trainer.train()
         assert [path.name for path in tmp_path.glob("*.pth")] == ["model_0000.pth"]
+
+    def test_a_checkpoint_of_another_run_in_the_folder_is_not_named(self, tmp_path):
+        self.trainer(tmp_path, SOLVER__MAX_EPOCH=1).train()
+        assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+        with pytest.raises(FloatingPointError, match="No checkpoint was written before"):
+            self.trainer(tmp_path, MODEL__LOSSES__SOFT_INSTANCE__SCALE=float("inf")).train()
+
+    def test_a_resumed_run_names_what_it_was_resumed_from(self, tmp_path):
+        self.trainer(tmp_path, SOLVER__MAX_EPOCH=1).train()
+        trainer = ICETrainer(
+            ice_config(OUTPUT_DIR=str(tmp_path), **self.SMALL, MODEL__LOSSES__SOFT_INSTANCE__SCALE=float("inf"))
+        )
+        trainer.resume_or_load(resume=True)
+        with pytest.raises(FloatingPointError, match="good checkpoint is .*model_final.pth"):
+            trainer.train()
+
+    def test_statistics_that_break_are_not_saved(self, tmp_path):
+        trainer = self.trainer(tmp_path, SOLVER__MAX_EPOCH=1)
+        statistic = trainer.model.momentum_encoder.backbone[1].running_var
+        trainer.optimizer.register_step_post_hook(lambda *args: statistic.fill_(float("nan")))
+        with pytest.raises(FloatingPointError, match="weights became infinite"):
+            trainer.train()
+        assert not list(tmp_path.glob("*.pth"))
 
     def test_accumulation(self, tmp_path):
         trainer = self.trainer(tmp_path, SOLVER__ACCUMULATION=2, SOLVER__ITERS_PER_EPOCH=4, SOLVER__MAX_EPOCH=1)

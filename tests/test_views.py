@@ -6,7 +6,13 @@ import torch
 from PIL import Image
 
 from fastreid_ice.data.randomness import seeded
-from fastreid_ice.data.views import GaussianBlur, RandomErasing, build_strong_view, build_weak_view
+from fastreid_ice.data.views import (
+    GaussianBlur,
+    RandomErasing,
+    build_strong_view,
+    build_weak_view,
+    split_common_resize,
+)
 from tests.conftest import ice_config
 
 
@@ -34,6 +40,29 @@ def test_strong_view_without_options_is_the_weak_view(image):
     off = {f"INPUT__{name}__ENABLED": False for name in ("PADDING", "FLIP", "BLUR", "REA")}
     cfg = ice_config(**off)
     assert torch.equal(build_strong_view(cfg)(image), build_weak_view(cfg)(image))
+
+
+def test_an_image_is_resized_once_for_all_views(image):
+    """Bit for bit what each view by itself makes of it."""
+    cfg = ice_config()
+    views = build_strong_view(cfg), build_weak_view(cfg)
+    resize, *rest = split_common_resize(*views)
+    assert type(resize).__name__ == "Resize" and all(type(r.transforms[0]).__name__ != "Resize" for r in rest)
+    resized = resize(image)
+    for _ in range(3):  # what a view does to the image does not reach the next
+        for whole, behind in zip(views, rest):
+            with seeded(3):
+                expected = whole(image)
+            with seeded(3):
+                assert torch.equal(behind(resized), expected)
+
+
+def test_views_that_begin_otherwise_stay_as_they_are(image):
+    with_more = build_strong_view(ice_config(INPUT__AUTOAUG__ENABLED=True))
+    weak = build_weak_view(ice_config())
+    for strong in (with_more, build_strong_view(ice_config(INPUT__SIZE_TRAIN=[48, 24])), lambda image: image):
+        same, *views = split_common_resize(strong, weak)
+        assert views == [strong, weak] and same(image) is image
 
 
 def test_erasing_colour_is_the_reference_after_normalisation():

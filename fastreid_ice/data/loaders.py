@@ -30,6 +30,7 @@ from fastreid_ice.data.views import (
     build_weak_view,
     keep_bytes,
     resize_of,
+    split_common_resize,
     without_resize,
 )
 
@@ -86,7 +87,7 @@ class Drawn(NamedTuple):
 
 
 class PseudoLabeledViews(ReadableImages):
-    """Two strong views and one weak view of an image, from one decoding, with its pseudo label.
+    """Two strong views and one weak view of an image, from one decoding and resizing, with its pseudo label.
 
     An item is asked for as :class:`Drawn`, which holds all that changes with the epoch: workers that were started
     before need not know of it. Its randomness depends on the seed and the draw alone: not on the number of workers or
@@ -104,14 +105,16 @@ class PseudoLabeledViews(ReadableImages):
         resized = None if cache is None else cache.resized(strong_view)
         assert resized is None or resize_of(weak_view).size == resize_of(strong_view).size
         super().__init__(items, transform=None, relabel=False, resized=resized)
-        self.strong_view, self.weak_view = (
-            view if resized is None else without_resize(view) for view in (strong_view, weak_view)
-        )
+        self.resize: Callable | None = None
+        if resized is None:
+            self.resize, self.strong_view, self.weak_view = split_common_resize(strong_view, weak_view)
+        else:
+            self.strong_view, self.weak_view = without_resize(strong_view), without_resize(weak_view)
 
     def __getitem__(self, drawn: Drawn) -> dict[str, Any]:
         item = super().__getitem__(drawn.image)
         item["targets"] = drawn.label
-        image = item["images"]
+        image = item["images"] if self.resize is None else self.resize(item["images"])
         with seeded(derive_seed(drawn.seed, drawn.draw)):
             item["images"] = self.strong_view(image)
             item["images_key"] = self.strong_view(image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 from fastreid_ice.compat.transforms import bytes_to_tensor
@@ -78,6 +79,20 @@ def build_strong_view(cfg) -> T.Compose:
             step = RandomErasing(node.PROB, node.AREA, node.ASPECT, node.VALUE)
         steps.append(step)
     return T.Compose(steps)
+
+
+def split_common_resize(strong: Callable, weak: Callable) -> tuple[Callable, Callable, Callable]:
+    """The resizing with which both views begin, and the views behind it: an image is then resized once for all views.
+
+    Nothing random happens before it or in it, so that the views are the same bit for bit.
+
+    Returns:
+        resize, strong, weak; where the views do not begin alike, nothing and the two as they are.
+    """
+    starts = [getattr(view, "transforms", [None])[0] for view in (strong, weak)]
+    if not all(type(start) is T.Resize for start in starts) or repr(starts[0]) != repr(starts[1]):
+        return lambda image: image, strong, weak
+    return starts[0], *(T.Compose(view.transforms[1:]) for view in (strong, weak))  # type: ignore[attr-defined]
 
 
 def build_weak_view(cfg) -> T.Compose:

@@ -60,6 +60,6 @@ def _grad_scaler() -> Any:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no number is infinite or NaN; the host waits once."""
-    filled = [tensor.detach() for tensor in tensors if tensor.numel()]
+    """Whether no number is infinite or NaN, whole numbers left out; the host waits once."""
+    filled = [tensor.detach() for tensor in tensors if tensor.numel() and tensor.is_floating_point()]
     return not filled or bool(torch.stack(list(torch._foreach_norm(filled))).isfinite().all())

@@ -188,7 +188,7 @@ def check_config(cfg: CfgNode) -> None:
     check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE, processes)
     _check_chunks(cfg, processes)
     _check_warmup(cfg)
-    _check_updates(cfg)
+    _check_solver(cfg)
     _check_cache(cfg)
 
 
@@ -293,12 +293,22 @@ def _check_warmup(cfg: CfgNode) -> None:
         )
 
 
-def _check_updates(cfg: CfgNode) -> None:
+def _check_solver(cfg: CfgNode) -> None:
     solver = cfg.SOLVER
     if solver.ITERS_PER_EPOCH % solver.ACCUMULATION:
         raise ValueError(
             f"SOLVER.ITERS_PER_EPOCH is {solver.ITERS_PER_EPOCH}; it must be a multiple of SOLVER.ACCUMULATION "
             f"({solver.ACCUMULATION}), so that an epoch ends with an update"
+        )
+    if solver.ACCUMULATION > 1 and solver.WARMUP_ITERS > 0:
+        raise ValueError(
+            f"SOLVER.WARMUP_ITERS ({solver.WARMUP_ITERS}) would change the learning rate between the batches of one "
+            f"update (SOLVER.ACCUMULATION {solver.ACCUMULATION}); set it to 0 and warm up over SOLVER.WARMUP_EPOCHS"
+        )
+    if solver.DETERMINISTIC and cfg.CUDNN_BENCHMARK:
+        raise ValueError(
+            "SOLVER.DETERMINISTIC and CUDNN_BENCHMARK are both True, but the fastest algorithm is not the same one in "
+            "each run; set one of them to False"
         )
     if solver.AMP.ENABLED:
         Precision(torch.device(cfg.MODEL.DEVICE), AMP_DTYPES[solver.AMP.DTYPE])

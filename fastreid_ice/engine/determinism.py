@@ -1,4 +1,4 @@
-"""A run on a GPU that computes the same twice."""
+"""A run that repeats itself bit for bit on a GPU too."""
 
 from __future__ import annotations
 
@@ -9,43 +9,68 @@ from typing import Any
 
 import torch
 
-# cuBLAS chooses among its algorithms by the workspace that is free, unless it is given one of this form.
-WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+FIXED_WORKSPACES = (":4096:8", ":16:8")  # those with which cuBLAS adds up in the same order each time
 
 
 @contextlib.contextmanager
-def deterministic(enabled: bool) -> Iterator[None]:
-    """Within the block, only algorithms whose result is the same from run to run, and no TF32 (SOLVER.DETERMINISTIC).
+def determinism(wanted: bool) -> Iterator[None]:
+    """Within it torch takes algorithms that repeat themselves, in full float32; afterwards all is as it was before.
 
-    CUDA adds up in any order where atomics are used, cuDNN's search for the fastest algorithm may end differently, and
-    TF32 has ten bits. Operations without a deterministic algorithm warn. What was set before is put back behind the
-    block.
-
-    Note:
-        cuBLAS reads its variable when it starts: it must not have been used before the block.
+    Two things make one run differ from the next on a GPU: sums whose order is left to chance (atomic additions, the
+    choice of a convolution's algorithm by a race) and, from card to card, TF32. On a CPU nothing changes but that
+    torch fills memory before it is used.
 
     Args:
-        enabled: False changes nothing.
+        wanted: SOLVER.DETERMINISTIC; False changes nothing.
+
+    Raises:
+        RuntimeError: by torch, within the context, at an operation that has no such algorithm; it names the operation.
     """
-    if not enabled:
+    if not wanted:
         yield
         return
-    os.environ.setdefault(*WORKSPACE)
-    cudnn: Any = torch.backends.cudnn
-    matmul: Any = torch.backends.cuda.matmul
-    switches: list[tuple[Any, str, Any]] = [(cudnn, "deterministic", True), (cudnn, "benchmark", False)]
-    if hasattr(cudnn, "conv"):  # newer torch has a switch for each operation
-        switches += [(cudnn.conv, "fp32_precision", "ieee"), (matmul, "fp32_precision", "ieee")]
-    else:
-        switches += [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
-    before = [getattr(owner, name) for owner, name, _ in switches]
-    algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    for owner, name, value in switches:
-        setattr(owner, name, value)
+    cudnn = torch.backends.cudnn
+    was_on = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    with contextlib.ExitStack() as settings:
+        settings.enter_context(_fixed_workspace())
+        settings.enter_context(_set(cudnn, "deterministic", True))
+        settings.enter_context(_set(cudnn, "benchmark", False))
+        settings.enter_context(_full_float32(torch.backends.cuda.matmul, torch.backends.cuda.matmul))
+        settings.enter_context(_full_float32(getattr(cudnn, "conv", None), cudnn))
+        settings.callback(torch.use_deterministic_algorithms, was_on, warn_only=only_warned)
+        torch.use_deterministic_algorithms(True)
+        yield
+
+
+def _full_float32(newer: Any, older: Any) -> contextlib.AbstractContextManager[None]:
+    """No TF32, by torch's newer setting where it has that: reading the older one raises once a user has set it."""
+    if hasattr(newer, "fp32_precision"):
+        return _set(newer, "fp32_precision", "ieee")
+    return _set(older, "allow_tf32", False)
+
+
+@contextlib.contextmanager
+def _set(settings: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(settings, name)
+    setattr(settings, name, value)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
-        for (owner, name, _), value in zip(switches, before):
-            setattr(owner, name, value)
+        setattr(settings, name, before)
+
+
+@contextlib.contextmanager
+def _fixed_workspace() -> Iterator[None]:
+    """cuBLAS reads the variable when it is first used, torch at each product: a fixed choice of the user's stays."""
+    before = os.environ.get(WORKSPACE)
+    if before not in FIXED_WORKSPACES:
+        os.environ[WORKSPACE] = FIXED_WORKSPACES[0]
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(WORKSPACE, None)
+        else:
+            os.environ[WORKSPACE] = before

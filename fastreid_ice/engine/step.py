@@ -58,12 +58,12 @@ class TrainingStep(SimpleTrainer):
         data_time = time.perf_counter() - start
         is_first = self.iter % self.accumulation == 0
         self.has_updated = (self.iter + 1) % self.accumulation == 0
+        if is_first:
+            self.optimizer.zero_grad()
         with self._gradients_to_others(self.has_updated):
             with self.precision.autocast():
                 losses = self.model(batch)
                 total: Tensor = sum(losses.values())
-            if is_first:
-                self.optimizer.zero_grad()
             self.precision.backward(total if self.accumulation == 1 else total / self.accumulation)
         self.log.add(self.iter, losses, data_time)
         if self.has_updated:
@@ -79,8 +79,8 @@ class TrainingStep(SimpleTrainer):
         """File all losses of the epoch and look at its weights, before they are evaluated or written.
 
         Raises:
-            FloatingPointError: a loss or a weight is infinite or NaN.
+            FloatingPointError: a loss, a weight or a running statistic is infinite or NaN.
         """
         self.log.read()
-        if not all_finite(self.model.parameters()):
+        if not all_finite([*self.model.parameters(), *self.model.buffers()]):
             raise FloatingPointError(self.log.failure("The weights became infinite or NaN", self.iter))

@@ -25,7 +25,7 @@ from fastreid_ice.data.loaders import EpochLoader, build_test_loader
 from fastreid_ice.engine.amp import Precision
 from fastreid_ice.engine.checkpoints import read_checkpoint
 from fastreid_ice.engine.checks import check_config
-from fastreid_ice.engine.determinism import deterministic
+from fastreid_ice.engine.determinism import determinism
 from fastreid_ice.engine.hooks.checkpointing import BestEpochHook, CheckpointHook, RunState
 from fastreid_ice.engine.hooks.clustering import ClusteringHook
 from fastreid_ice.engine.hooks.evaluation import EvaluationHook
@@ -66,6 +66,7 @@ class ICETrainer(DefaultTrainer):
         with warnings.catch_warnings():  # of the step in mixed precision that ours replaces
             warnings.filterwarnings("ignore", message=".*GradScaler")
             super().__init__(cfg)
+        self._tagged_before: int | None = None
         self.training_step = self._trainer = self._build_step(cfg)
         self.checkpointer._load_file = self._read_checkpoint
         self.checkpointer.checkpointables["ice"] = self.run_state
@@ -80,7 +81,14 @@ class ICETrainer(DefaultTrainer):
         return TrainingStep(self.model, self.data_loader, self.optimizer, precision, log, cfg.SOLVER.ACCUMULATION)
 
     def _last_checkpoint(self) -> str:
-        return self.checkpointer.get_checkpoint_file() if self.checkpointer.has_checkpoint() else ""
+        """The newest of this run, or "": the folder may hold those of a run before, and a file may be gone."""
+        path = self.checkpointer.get_checkpoint_file()
+        return path if self._tagged_at() != self._tagged_before and Path(path).is_file() else ""
+
+    def _tagged_at(self) -> int | None:
+        """When a checkpoint was last written into the folder, None where none was."""
+        tag = Path(self.checkpointer.save_dir) / "last_checkpoint"
+        return tag.stat().st_mtime_ns if tag.is_file() else None
 
     def _read_checkpoint(self, path: str) -> dict[str, Any]:
         """With errors that name the file, and of whatever layout of groups and device."""
@@ -103,6 +111,7 @@ class ICETrainer(DefaultTrainer):
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
         else:
             self.start_epoch = stored.get("epoch", -1) + 1
+        self._tagged_before = None if resume else self._tagged_at()
         self.clustering.seed = self.run_state.seed
 
     def train(self) -> dict | None:
@@ -122,7 +131,7 @@ class ICETrainer(DefaultTrainer):
                     hook.complete()
             return self.test(self.cfg, self.model) if self.cfg.DATASETS.TESTS else None
         self._last_eval_results: dict | None = None
-        with deterministic(self.cfg.SOLVER.DETERMINISTIC):
+        with determinism(self.cfg.SOLVER.DETERMINISTIC):
             TrainerBase.train(self, self.start_epoch, self.max_epoch, self.iters_per_epoch)
         return self._last_eval_results
 

@@ -1,0 +1,37 @@
+"""Alternating runs of two things, so that other work on the machine meets both."""
+
+from __future__ import annotations
+
+import time
+from typing import Callable, NamedTuple
+
+import numpy as np
+
+
+class Seconds(NamedTuple):
+    wall: float
+    cpu: float
+
+
+def timed(function: Callable[[], object]) -> Seconds:
+    wall, cpu = time.perf_counter(), time.process_time()
+    function()
+    return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def alternate(first: Callable[[], object], second: Callable[[], object], pairs: int) -> np.ndarray:
+    """Seconds (pairs, 2, 2): of each pair, wall and cpu of both; the order changes from pair to pair."""
+    first(), second()  # compiled kernels, pages
+    rows = []
+    for pair in range(pairs):
+        both = (first, second) if pair % 2 == 0 else (second, first)
+        measured = [timed(function) for function in both]
+        rows.append(measured if pair % 2 == 0 else measured[::-1])
+    return np.array(rows)
+
+
+def ratios(seconds: np.ndarray) -> str:
+    """Median of second / first with its quartiles, of wall and of cpu time."""
+    quotients = seconds[:, 1] / seconds[:, 0]
+    low, middle, high = np.percentile(quotients, [25, 50, 75], axis=0)
+    return " | ".join(f"{m:.3f} ({a:.3f} to {b:.3f})" for a, m, b in zip(low, middle, high))
