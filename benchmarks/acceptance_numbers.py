@@ -183,7 +183,10 @@ def degenerate_features(place: Place, found: Findings) -> None:
     for tf32 in (False, True):
         config = ClusteringConfig(backend="torch", allow_tf32=tf32)
         same = torch.equal(Clusterer(config)(rows.to(place.device)).labels.cpu(), expected)
-        found.holds(f"equal labels{', TF32' if tf32 else ''}", same)
+        if tf32:
+            found.note("equal labels, TF32 (not promised)", same)
+        else:
+            found.holds("equal labels", same)
 
 
 def reranking(place: Place, found: Findings) -> None:
