@@ -31,7 +31,7 @@ def _dropped_names() -> Iterator[None]:
         stub = types.ModuleType("torch._six")
         vars(stub)["string_classes"] = (str, bytes)
         sys.modules["torch._six"] = stub
-    had_mapping = hasattr(collections, "Mapping")
+    had_mapping = "Mapping" in vars(collections)  # Python 3.9 answers for it, with a warning
     if not had_mapping:
         vars(collections)["Mapping"] = collections.abc.Mapping
     try:
