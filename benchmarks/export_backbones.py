@@ -1,6 +1,6 @@
 """Which of fastreid's backbones export: each is built from random weights, exported, and compared with torch.
 
-    python -m benchmarks.export_backbones [--only resnet osnet] [--size 128 64] > table.md
+    python -m benchmarks.export_backbones [--only resnet osnet] [--smallest] [--size 128 64] > table.md
 
 Prints a Markdown table: the largest difference from torch per format, or why there is none. Each backbone has a process
 of its own, since fastreid's RegNet and EfficientNet keep state between models. The images are people of the embedded
@@ -69,11 +69,14 @@ class Case(NamedTuple):
         return options
 
 
-def cases(only: list[str], size: tuple[int, int], most_parameters: float) -> list[Case]:
-    """All backbones of the tables above whose family is asked for."""
+def cases(only: list[str], size: tuple[int, int], most_parameters: float, smallest: bool = False) -> list[Case]:
+    """All backbones of the tables above whose family is asked for, or the smallest of each family."""
     found = []
     for family, depths in DEPTHS.items():
         if only and family not in only:
+            continue
+        if smallest:
+            found.append(Case(family, depths[0], "", size, most_parameters))
             continue
         found += [Case(family, depth, "", size, most_parameters) for depth in depths]
         chosen = [depth for depth in depths if depth in EXTRA_DEPTHS]
@@ -169,11 +172,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], choices=sorted(DEPTHS), help="families to try")
     parser.add_argument("--size", nargs=2, type=int, default=[128, 64], metavar=("H", "W"))
     parser.add_argument("--most-parameters", type=float, default=100, help="in millions; larger ones are not tried")
+    parser.add_argument("--smallest", action="store_true", help="try only the smallest of each family")
     args = parser.parse_args()
     os.environ["FASTREID_DATASETS"] = os.path.abspath(os.environ.get("FASTREID_DATASETS", "datasets"))
     columns = ("backbone", "parameters", *FORMATS)
     sys.stdout.write(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n")
-    chosen = cases(args.only, tuple(args.size), args.most_parameters)
+    chosen = cases(args.only, tuple(args.size), args.most_parameters, args.smallest)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for row in pool.imap(try_case, chosen, chunksize=1):
             sys.stdout.write("| " + " | ".join(row[column] for column in columns) + " |\n")
