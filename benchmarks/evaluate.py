@@ -17,8 +17,6 @@ import contextlib
 import os
 import sys
 import warnings
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +26,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.timing import alternate, ratios, timed
+from benchmarks.timing import alternate, ratios, run_parts, timed
 from fastreid_ice.evaluation import FeatureRows, Identities, Similarities, rank_queries
 from fastreid_ice.evaluation.counting import ranks_of_matches
 
@@ -185,11 +183,6 @@ def resident(field: str) -> float:
 PARTS = {part.__name__: part for part in (counting, whole, market, memory)}
 
 
-def run_part(name: str, args: argparse.Namespace) -> None:
-    torch.set_num_threads(args.threads)
-    PARTS[name](args)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
@@ -201,9 +194,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {args.threads} threads, load {os.getloadavg()[0]:.1f}")
-    for name in args.only:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            pool.submit(run_part, name, args).result()
+    run_parts([PARTS[name] for name in args.only], args)
 
 
 if __name__ == "__main__":

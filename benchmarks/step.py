@@ -15,8 +15,6 @@ import argparse
 import os
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Callable
 
@@ -36,7 +34,7 @@ from torch import Tensor
 
 from benchmarks.operations import Operations
 from benchmarks.plain_step import PlainStep, PlainViews
-from benchmarks.timing import alternate, ratios
+from benchmarks.timing import alternate, ratios, run_parts
 from fastreid_ice.config_files import load_config, locate
 from fastreid_ice.data.datasets import TrainingImages
 from fastreid_ice.data.loaders import Drawn, PseudoLabeledViews
@@ -231,11 +229,6 @@ def operations(args: argparse.Namespace) -> None:
 PARTS = {part.__name__: part for part in (reference, views, passes, chunks, operations)}
 
 
-def run_part(name: str, args: argparse.Namespace) -> None:
-    torch.set_num_threads(args.threads)
-    PARTS[name](args)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
@@ -246,9 +239,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.update(KEEP_MEMORY)
     print(f"torch {torch.__version__}, threads {args.threads}, load {os.getloadavg()[0]:.1f}, {args.pairs} pairs")
-    for name in args.only:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            pool.submit(run_part, name, args).result()
+    run_parts([PARTS[name] for name in args.only], args)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Callable, NamedTuple
 
 import numpy as np
+import torch
+
+Part = Callable[[argparse.Namespace], None]
 
 
 class Seconds(NamedTuple):
@@ -35,3 +41,15 @@ def ratios(seconds: np.ndarray) -> str:
     quotients = seconds[:, 1] / seconds[:, 0]
     low, middle, high = np.percentile(quotients, [25, 50, 75], axis=0)
     return " | ".join(f"{m:.3f} ({a:.3f} to {b:.3f})" for a, m, b in zip(low, middle, high))
+
+
+def run_parts(parts: list[Part], args: argparse.Namespace) -> None:
+    """Each part in a process of its own, with ``args.threads`` threads: what one keeps in memory meets no other."""
+    for part in parts:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            pool.submit(_run_part, part, args).result()
+
+
+def _run_part(part: Part, args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    part(args)

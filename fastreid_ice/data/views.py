@@ -92,7 +92,7 @@ def split_common_resize(strong: Callable, weak: Callable) -> tuple[Callable, Cal
     starts = [getattr(view, "transforms", [None])[0] for view in (strong, weak)]
     if not all(type(start) is T.Resize for start in starts) or repr(starts[0]) != repr(starts[1]):
         return lambda image: image, strong, weak
-    return starts[0], *(T.Compose(view.transforms[1:]) for view in (strong, weak))  # type: ignore[attr-defined]
+    return starts[0], without_resize(strong), without_resize(weak)  # type: ignore[arg-type]
 
 
 def build_weak_view(cfg) -> T.Compose:
