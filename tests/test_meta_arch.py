@@ -165,6 +165,20 @@ def test_shuffling_is_undone():
     assert chunked.shuffles and not torch.allclose(chunked._momentum(images, order), chunked._momentum(images, None))
 
 
+def test_running_statistics_take_the_momentum_of_the_config():
+    """Both encoders' move by its share of the distance to a batch's, and nothing else changes."""
+    inputs, usual, slow = batch(), build().train(), build(MODEL__ICE__BN_MOMENTUM=0.02).train()
+    slow.load_state_dict(usual.state_dict())
+    start = {name: value.clone() for name, value in usual.state_dict().items()}
+    losses = [model(inputs) for model in (usual, slow)]
+    assert losses[0] == losses[1]
+    moved = [{name: value - start[name] for name, value in model.state_dict().items()} for model in (usual, slow)]
+    name = "backbone.1.running_mean"  # moved once in a step; the momentum encoder's twice
+    torch.testing.assert_close(moved[1][name], moved[0][name] / 5)
+    first, second = (step["momentum_encoder." + name].norm() for step in moved)
+    assert 0 < second < 0.3 * first
+
+
 def test_shuffles_follow_their_seed():
     model = build(MODEL__ICE__BN_CHUNKS=2)
     model.seed_shuffle(3)

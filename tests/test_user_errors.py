@@ -57,6 +57,7 @@ WRONG_KEYS = [
     ({"MODEL.ICE.MOMENTUM": 1.0}, ["MODEL.ICE.MOMENTUM is 1.0", "[0, 1)"]),
     ({"MODEL.ICE.EVAL_ENCODER": "teacher"}, ["MODEL.ICE.EVAL_ENCODER", "momentum, online"]),
     ({"MODEL.ICE.BN_CHUNKS": 3}, ["MODEL.ICE.BN_CHUNKS (3)"]),
+    ({"MODEL.ICE.BN_MOMENTUM": 0.0}, ["MODEL.ICE.BN_MOMENTUM is 0.0", "(0, 1]"]),
     ({"MODEL.ICE.IMPORTS": "('no_such_module',)"}, ["MODEL.ICE.IMPORTS names 'no_such_module'"]),
     ({"MODEL.DEVICE": "gpu"}, ["MODEL.DEVICE is 'gpu'", "cuda"]),
     ({"SOLVER.BASE_LR": -0.1}, ["SOLVER.BASE_LR is -0.1", "above 0"]),

@@ -72,6 +72,7 @@ MODEL_RULES: dict[str, tuple[Condition, str]] = {
     "MODEL.ICE.MOMENTUM": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "MODEL.ICE.EVAL_ENCODER": _one_of(ENCODERS),
     "MODEL.ICE.BN_CHUNKS": _at_least(0),
+    "MODEL.ICE.BN_MOMENTUM": (lambda value: 0 < value <= 1, "in (0, 1]"),
     "MODEL.ICE.FOLD_EXTRACTION": _one_of((True, False)),
     "MODEL.PIXEL_MEAN": (lambda value: len(value) == 3, "three numbers"),
     "MODEL.PIXEL_STD": (lambda value: len(value) == 3 and min(value) > 0, "three numbers above 0"),

@@ -20,6 +20,7 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.modeling.meta_arch.baseline import Baseline
 from fastreid.utils import comm
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastreid_ice.modeling.bn_chunks import ChunkedPass, chunks_per_process, set_bn_chunks
 from fastreid_ice.modeling.losses import Loss, build_losses
@@ -75,6 +76,7 @@ class ICE(Baseline):
         losses: dict[str, Loss],
         momentum: float = 0.999,
         bn_chunks: int = 0,
+        bn_momentum: float = 0.1,
         shuffle_bn: bool = True,
         unused_passes: bool = False,
         eval_encoder: str = "momentum",
@@ -98,6 +100,7 @@ class ICE(Baseline):
         self.eval_dtype = eval_dtype
         chunks = chunks_per_process(bn_chunks, comm.get_world_size())
         set_bn_chunks(self, chunks)
+        _set_bn_momentum(self, bn_momentum)
         self.shuffles = shuffle_bn and chunks * comm.get_world_size() > 1
         self._shuffle_generator = torch.Generator()
         self.momentum_encoder = _momentum_copy(backbone, heads)
@@ -116,6 +119,7 @@ class ICE(Baseline):
             "losses": build_losses(cfg),
             "momentum": cfg.MODEL.ICE.MOMENTUM,
             "bn_chunks": cfg.MODEL.ICE.BN_CHUNKS,
+            "bn_momentum": cfg.MODEL.ICE.BN_MOMENTUM,
             "shuffle_bn": cfg.MODEL.ICE.SHUFFLE_BN,
             "unused_passes": cfg.MODEL.ICE.UNUSED_PASSES,
             "eval_encoder": cfg.MODEL.ICE.EVAL_ENCODER,
@@ -267,6 +271,13 @@ def _momentum_copy(backbone: nn.Module, heads: nn.Module) -> Encoder:
     encoder = Encoder(copy.deepcopy(backbone), copy.deepcopy(heads)).requires_grad_(False)
     encoder.heads.memory = None  # type: ignore[assignment]
     return encoder
+
+
+def _set_bn_momentum(module: nn.Module, momentum: float) -> None:
+    """Layers whose running statistics are a plain average (momentum None) keep it."""
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm) and layer.momentum is not None:
+            layer.momentum = momentum
 
 
 def _all_unlabelled(targets: Tensor) -> bool:
