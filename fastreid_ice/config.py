@@ -48,7 +48,7 @@ def _add_model(model: CN) -> None:
     # In how many contiguous chunks of the batch each process normalises: with 4, one GPU sees the batch statistics
     # of the four GPUs that the published numbers were made on. 0: 4 / number of processes (at least 1).
     model.ICE.BN_CHUNKS = 0
-    # Share of a batch's statistics in the running ones of batch normalisation, in (0, 1]: with 0.02 an encoder is evaluated
+    # Share of a batch in the running statistics of batch normalisation, in (0, 1]: with 0.02 an encoder is evaluated
     # and clustered with those of about the last fifty batches. Not in the paper. ref: 0.1, torch's.
     model.ICE.BN_MOMENTUM = 0.1
     # Permute the batch of the momentum encoder when there is more than one chunk (as MoCo's shuffled BN; ref: yes).
