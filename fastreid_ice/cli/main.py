@@ -13,6 +13,7 @@ COMMANDS = {
     "train": ("train", "train or evaluate (tools/train_net.py)"),
     "export": ("export", "a model for others: fastreid's zoo, ONNX, TorchScript, safetensors (tools/export_model.py)"),
     "table": ("table", "tables from the results of runs (tools/benchmark_table.py)"),
+    "reproduce": ("reproduce", "train what was published and compare (tools/reproduce.py)"),
     "grid": ("grid", "train a grid of settings and seeds (tools/run_grid.py)"),
     "search": ("search", "find the images of a folder that are most similar to a query (tools/search.py)"),
     "check": ("check_dataset", "look at a folder of images before training on it (tools/check_dataset.py)"),

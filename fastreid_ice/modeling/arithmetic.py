@@ -1,0 +1,53 @@
+"""How much arithmetic a training is, counted on shapes alone."""
+
+from __future__ import annotations
+
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
+import torch
+from fastreid.config import CfgNode
+from fastreid.modeling import build_backbone
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def image_flops(cfg: CfgNode) -> int:
+    """Floating-point operations of one test image's way through the backbone, a product and a sum counting as two.
+
+    Convolutions and matrix products, as ``torch.utils.flop_counter`` counts them; no weights are loaded, nothing is
+    computed.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.PRETRAIN = False
+    backbone = build_backbone(cfg).to("meta").eval()
+    height, width = cfg.INPUT.SIZE_TEST
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        backbone(torch.empty(1, 3, height, width, device="meta"))
+    return counter.get_total_flops()
+
+
+def training_flops(cfg: CfgNode, train_images: int, test_images: int) -> dict[str, float]:
+    """Floating-point operations of a whole training, by stage.
+
+    A step passes its images through the online encoder and back (a backward pass counts as two forward ones) and two
+    views of them through the momentum encoder: five passes, and two more with ``MODEL.ICE.UNUSED_PASSES``. A clustering
+    extracts all training images, an evaluation all test images. What is not a pass is left out.
+
+    Args:
+        cfg: the config.
+        train_images: of the training set.
+        test_images: queries and gallery images.
+
+    Returns:
+        "steps", "clusterings" and "evaluations".
+    """
+    solver, image = cfg.SOLVER, image_flops(cfg)
+    passes = 5 + 2 * cfg.MODEL.ICE.UNUSED_PASSES
+    clusterings = -(-solver.MAX_EPOCH // cfg.CLUSTERING.PERIOD)
+    evaluations = -(-solver.MAX_EPOCH // cfg.TEST.EVAL_PERIOD) if cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TESTS else 0
+    return {
+        "steps": float(image) * passes * solver.MAX_EPOCH * solver.ITERS_PER_EPOCH * solver.IMS_PER_BATCH,
+        "clusterings": float(image) * clusterings * train_images,
+        "evaluations": float(image) * evaluations * test_images,
+    }
