@@ -1,4 +1,4 @@
-"""Images per second of the extraction that is clustered: decoding included, from the cache, and folded.
+"""Images per second of the extraction that is clustered: decoding included and from the cache, with each engine.
 
     python benchmarks/extract.py                       # the embedded dataset, OSNet x0.25, 128 x 64
     python benchmarks/extract.py --threads 2 --pairs 9
@@ -12,6 +12,7 @@ process and its workers: it hardly depends on other work, and is the measure on 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import tempfile
@@ -41,6 +42,7 @@ from fastreid_ice.data.datasets import TrainingImages, load_training_images
 from fastreid_ice.data.image_cache import ImageCache
 from fastreid_ice.data.loaders import build_feature_loader
 from fastreid_ice.engine.extraction import FeatureExtractor
+from fastreid_ice.engine.inference import ENGINES, TORCH
 
 
 def plain(cfg: CfgNode, model: torch.nn.Module, images: TrainingImages) -> Tensor:
@@ -109,13 +111,9 @@ def measure(cfg: CfgNode, args: argparse.Namespace) -> None:
     print(f"{len(images)} images, {args.threads} threads, {args.workers} workers, load {os.getloadavg()[0]:.1f}")
     print("| ours | plain, images/s | ours, images/s | ratio, wall | ratio, cpu | largest difference of a feature |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for name, fold, kept in (
-        ("decoded", False, None),
-        ("decoded, folded", True, None),
-        ("from the cache", False, cache),
-        ("from the cache, folded", True, cache),
-    ):
-        extract = FeatureExtractor(len(images), fold)
+    for engine, kept in itertools.product(ENGINES, (None, cache)):
+        name = ("decoded" if kept is None else "from the cache") + (f", {engine}" if engine != TORCH else "")
+        extract = FeatureExtractor(len(images), engine)
 
         def ours(extract=extract, kept=kept) -> Tensor:
             return extract(model, build_feature_loader(cfg, images, kept))

@@ -61,10 +61,6 @@ def _add_model(model: CN) -> None:
     # Keep images, feature maps and kernels with the channels innermost. Tensor cores want them so: try it with
     # SOLVER.AMP on a GPU. More than one chunk is then normalised chunk by chunk. ref: False.
     model.ICE.CHANNELS_LAST = False
-    # Extract the features to cluster with a copy of that encoder whose batch normalisations are folded into the
-    # convolutions, channels last: less time on a CPU (docs/benchmarks.md). Equal up to rounding (1e-7 on OSNet), which
-    # may move an image at the border of a cluster; so it is off. ref: no.
-    model.ICE.FOLD_EXTRACTION = False
 
 
 def _add_losses(losses: CN) -> None:
@@ -139,6 +135,11 @@ def _add_schedule(cfg: CN) -> None:
     # Compute in SOLVER.AMP.DTYPE in evaluation mode too: features for the clustering, scores, search. The embeddings
     # come out as float32. On the CPU only with bfloat16. ref: float32.
     cfg.TEST.AMP = False
+    # What runs the encoder in evaluation mode, for the features to cluster and for the scores: "torch"; "folded", a
+    # copy whose batch normalisations are folded into the convolutions, channels last; or "onnxruntime", that copy run
+    # by onnxruntime, on the CPU only (the extra "export" has it). Less time on a CPU (docs/benchmarks.md), and equal up
+    # to rounding, which may move an image at the border of a cluster. ref: torch.
+    cfg.TEST.ENGINE = "torch"
     # How many of the periodic checkpoints are kept (beside model_best.pth and model_final.pth); 0 keeps all. --resume
     # falls back to the one before, should the newest not be readable after a crash of the machine or a full disk.
     cfg.SOLVER.CHECKPOINT_KEEP = 2

@@ -8,12 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastreid_ice.data.datasets import load_training_images
-from fastreid_ice.data.loaders import build_feature_loader
 from fastreid_ice.engine import ICETrainer
-from fastreid_ice.engine.checks import check_config
-from fastreid_ice.engine.extraction import FeatureExtractor
-from fastreid_ice.modeling import folding
 from fastreid_ice.modeling.folding import fold_encoder
 from tests.conftest import ice_config
 
@@ -88,24 +83,3 @@ def test_what_would_differ_is_not_folded(caplog, monkeypatch):
     beside = used(Beside())
     assert fold_encoder(beside, torch.randn(2, 3, 8, 8)) is beside
     assert "cannot be folded" in caplog.text
-
-
-def test_features_of_a_run(tiny_dataset, monkeypatch):
-    cfg = ice_config(**OSNET)
-    images, model = load_training_images(cfg), used(ICETrainer.build_model(cfg)).train()
-    plain = FeatureExtractor(len(images))(model, build_feature_loader(cfg, images))
-    calls = []
-    monkeypatch.setattr(
-        "fastreid_ice.engine.extraction.fold_encoder", lambda *a: calls.append(1) or folding.fold_encoder(*a)
-    )
-    folded = FeatureExtractor(len(images), fold=True)(model, build_feature_loader(cfg, images))
-    torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-5)
-    assert calls == [1] and model.training and not torch.equal(folded, torch.zeros_like(folded))
-    assert not plain.is_inference()  # the memory and the clustering compute on it
-
-
-def test_the_key(tiny_dataset):
-    with pytest.raises(ValueError, match="MODEL.ICE.FOLD_EXTRACTION is 2; it must be one of True, False"):
-        cfg = ice_config()
-        cfg.MODEL.ICE.FOLD_EXTRACTION = 2
-        check_config(cfg)

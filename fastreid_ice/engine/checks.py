@@ -21,6 +21,7 @@ from fastreid_ice.clustering import ClusteringConfig, config_defaults
 from fastreid_ice.data.image_cache import KINDS
 from fastreid_ice.data.samplers import check_batch
 from fastreid_ice.engine.amp import Precision
+from fastreid_ice.engine.inference import ENGINES, check_engine
 from fastreid_ice.errors import look_up, registered_names
 from fastreid_ice.modeling.bn_chunks import chunks_per_process
 from fastreid_ice.modeling.heads import MemoryBankHead
@@ -73,7 +74,6 @@ MODEL_RULES: dict[str, tuple[Condition, str]] = {
     "MODEL.ICE.EVAL_ENCODER": _one_of(ENCODERS),
     "MODEL.ICE.BN_CHUNKS": _at_least(0),
     "MODEL.ICE.BN_MOMENTUM": (lambda value: 0 < value <= 1, "in (0, 1]"),
-    "MODEL.ICE.FOLD_EXTRACTION": _one_of((True, False)),
     "MODEL.PIXEL_MEAN": (lambda value: len(value) == 3, "three numbers"),
     "MODEL.PIXEL_STD": (lambda value: len(value) == 3 and min(value) > 0, "three numbers above 0"),
     "INPUT.SIZE_TEST": _SIZE,
@@ -81,6 +81,7 @@ MODEL_RULES: dict[str, tuple[Condition, str]] = {
 }
 TEST_RULES: dict[str, tuple[Condition, str]] = {
     "TEST.IMS_PER_BATCH": _at_least(1),
+    "TEST.ENGINE": _one_of(ENGINES),
     "TEST.EVAL_PERIOD": _at_least(0),
     "TEST.METRIC": _one_of(METRICS),
     "TEST.AQE.QE_TIME": _at_least(1),
@@ -154,6 +155,7 @@ def check_model(cfg: CfgNode) -> None:
 def check_evaluation(cfg: CfgNode) -> None:
     """The keys with which a model is evaluated. Raises ValueError."""
     _apply(cfg, TEST_RULES)
+    check_engine(cfg)
     if cfg.TEST.IMS_PER_BATCH < comm.get_world_size():
         raise ValueError(
             f"TEST.IMS_PER_BATCH is {cfg.TEST.IMS_PER_BATCH}, less than the {comm.get_world_size()} processes"

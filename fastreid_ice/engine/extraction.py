@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import Any
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
@@ -15,8 +15,7 @@ from fastreid.utils import comm
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fastreid_ice.modeling.folding import fold_encoder
-from fastreid_ice.modeling.meta_arch import ICE
+from fastreid_ice.engine.inference import TORCH, inference_engine
 
 
 class FeatureExtractor:
@@ -24,12 +23,12 @@ class FeatureExtractor:
 
     Args:
         num_images: over all processes.
-        fold: let a folded copy of an :class:`ICE` model's encoder do it (``MODEL.ICE.FOLD_EXTRACTION``).
+        engine: what runs the encoder, see :func:`fastreid_ice.engine.inference.inference_engine`.
     """
 
-    def __init__(self, num_images: int, fold: bool = False):
+    def __init__(self, num_images: int, engine: str = TORCH):
         self._num_images = num_images
-        self._fold = fold
+        self._engine = engine
         self._share: Tensor | None = None  # (rows of this process, padded; D), made by the first extraction
 
     @torch.no_grad()
@@ -46,12 +45,9 @@ class FeatureExtractor:
         done = 0
         # disable=None: a bar on a terminal, nothing in a log file
         disable = None if comm.is_main_process() else True
-        encode: Callable[[Any], Tensor] | None = None
-        with inference_context(model), torch.inference_mode():
+        with inference_context(model), torch.inference_mode(), inference_engine(model, self._engine):
             for batch in tqdm(loader, desc="Features", unit="batch", leave=False, disable=disable):
-                if encode is None:
-                    encode = _folded(cast(ICE, model), batch) if self._fold else model
-                features = F.normalize(encode(batch).float(), dim=1)
+                features = F.normalize(model(batch).float(), dim=1)
                 self._rows_like(features)[done : done + len(features)] = features
                 done += len(features)
         if comm.get_world_size() == 1:
@@ -75,14 +71,3 @@ class FeatureExtractor:
             with torch.inference_mode(False):  # the memory bank and the clustering compute on it afterwards
                 self._share = torch.zeros(rows, features.shape[1], dtype=features.dtype, device=features.device)
         return self._share
-
-
-def _folded(model: ICE, batch: Any) -> Callable[[Any], Tensor]:
-    """What the model does in evaluation mode, by a folded copy of its encoder."""
-    with torch.inference_mode(False):  # where it is looked for what follows a convolution
-        encoder = fold_encoder(model.evaluated_encoder(), model.preprocess_image(batch)[:8].clone())
-
-    def encode(batch: Any) -> Tensor:
-        return encoder(model.preprocess_image(batch).contiguous(memory_format=torch.channels_last))
-
-    return encode

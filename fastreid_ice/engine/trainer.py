@@ -33,6 +33,7 @@ from fastreid_ice.engine.hooks.manifest import ManifestHook
 from fastreid_ice.engine.hooks.recorder import EpochRecorder
 from fastreid_ice.engine.hooks.training import BufferSyncHook, LRScheduler, StepHook, unwrap
 from fastreid_ice.engine.hooks.writers import JSONWriter, MetricPrinter, TensorboardWriter, WriterHook
+from fastreid_ice.engine.inference import inference_engine
 from fastreid_ice.engine.loss_log import LossLog
 from fastreid_ice.engine.optimizer import adapt_checkpoint, build_optimizer
 from fastreid_ice.engine.resuming import RUN_FILES, load_newest
@@ -205,6 +206,12 @@ class ICETrainer(DefaultTrainer):
     ) -> tuple[Any, ICEReidEvaluator]:
         loader, num_query = cls.build_test_loader(cfg, dataset_name)
         return loader, ICEReidEvaluator(cfg, num_query, output_dir)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module) -> dict:
+        """fastreid's evaluation on ``DATASETS.TESTS``, with what ``TEST.ENGINE`` names."""
+        with inference_engine(unwrap(model), cfg.TEST.ENGINE):
+            return super().test(cfg, model)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> tuple[Optimizer, None]:

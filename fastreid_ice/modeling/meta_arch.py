@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
@@ -107,6 +107,7 @@ class ICE(Baseline):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)
         self._online_pass, self._momentum_pass = ChunkedPass(backbone, heads), ChunkedPass(self.momentum_encoder)
+        self.fast_encode: Callable[[Tensor], Tensor] | None = None  # in the place of the encoder that evaluates
         self._steps: list[StepFeatures] = []  # of the training steps since the last update, detached
 
     @classmethod
@@ -151,6 +152,8 @@ class ICE(Baseline):
 
     def encode(self, images: Tensor) -> Tensor:
         """(b, D) embeddings of normalised images by the encoder that evaluates (MODEL.ICE.EVAL_ENCODER)."""
+        if self.fast_encode is not None:
+            return self.fast_encode(images)
         return self.momentum_encoder(images) if self.eval_encoder == "momentum" else self._online(images)
 
     def evaluated_encoder(self) -> nn.Module:

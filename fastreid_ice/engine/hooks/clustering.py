@@ -61,7 +61,7 @@ class ClusteringHook(HookBase):
         self.seed = seed
         self._cache = cache
         self.labels: Tensor | None = None  # (N,) int64, of the last clustering
-        self._extract = FeatureExtractor(len(images), cfg.MODEL.ICE.FOLD_EXTRACTION)
+        self._extract = FeatureExtractor(len(images), cfg.TEST.ENGINE)
 
     def before_epoch(self) -> None:
         epoch = self.trainer.epoch
