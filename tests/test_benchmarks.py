@@ -13,6 +13,7 @@ import torch
 from benchmarks import acceptance
 from benchmarks.acceptance import checks
 from benchmarks.acceptance_place import Place
+from benchmarks.epoch import stages_of, table
 from benchmarks.plain_step import PlainStep
 from benchmarks.step import our_step, random_batch
 from tests.conftest import ROOT, ice_config
@@ -31,6 +32,35 @@ def test_the_plain_step_is_ours():
     for ours, others in ((model.backbone, plain.online[0]), (model.momentum_encoder, plain.momentum)):
         for first, second in zip(ours.parameters(), others.parameters()):
             torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
+
+
+LOG = """\
+[11/25 05:56:00] fastreid INFO: Rank of current process: 0. World size: 1
+[11/25 05:56:10] fastreid.evaluation.evaluator INFO: Start inference on 9 images
+[11/25 05:57:10] fastreid.evaluation.evaluator INFO: Total inference time: 0:01:00.000000 (1.0 s / batch per device)
+[11/25 05:57:12] fastreid.evaluation.testing INFO: Evaluation results in csv format:
+[11/25 05:57:52] fastreid_ice.engine.hooks.clustering INFO: Epoch 1: 4 clusters, 1 outliers of 9 images, in 40.0 s \
+(features 10.0, search 20.00, reciprocal 10.00, jaccard 0.00, dbscan 0.00)
+[11/25 05:59:02] fastreid_ice.engine.hooks.clustering INFO: Epoch 2: 4 clusters, 1 outliers of 9 images, in 12.0 s \
+(features 11.0, search 1.00, reciprocal 0.00, jaccard 0.00, dbscan 0.00); NMI 0.8, ARI 0.2
+[11/25 06:00:04] fastreid.evaluation.evaluator INFO: Start inference on 9 images
+[11/25 06:01:04] fastreid.evaluation.evaluator INFO: Total inference time: 0:00:59.500000 (1.0 s / batch per device)
+[11/25 06:01:07] fastreid.evaluation.testing INFO: Evaluation results in csv format:
+"""
+
+
+def test_stages_of_an_epoch_by_hand():
+    stages = stages_of(LOG)
+    assert stages == {
+        "inference": [60.0, 59.5],
+        "ranking": [2.0, 3.0],
+        "start": [112 - 62 - 10.0],  # what compiles in the first clustering is part of it
+        "features": [10.0, 11.0],
+        "clustering": [1.0],
+        "steps": [58.0, 62.0],
+    }
+    faster = {stage: [value / 2 for value in values] for stage, values in stages.items()}
+    assert "| steps | 60.0 | 45 % | 30.0 | 45 % | 2.0 |" in table(faster, stages)
 
 
 def test_the_acceptance_course_is_whole_on_the_cpu(tmp_path):
