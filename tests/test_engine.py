@@ -364,6 +364,11 @@ def test_every_recipe_key_in_one_run(tmp_path, monkeypatch):
         ({"CLUSTERING__PERIOD": 0}, "CLUSTERING.PERIOD"),
         ({"CLUSTERING__EPS_END": 1.0}, "CLUSTERING.EPS_END is 1.0"),
         (
+            {"CLUSTERING__METHOD": "ca_jaccard_dbscan", "DATASETS__USE_CAMERAS": False}
+            | {"MODEL__LOSSES__NAME": ("AgnosticLoss",)},
+            "CLUSTERING.METHOD ca_jaccard_dbscan needs camera ids",
+        ),
+        (
             {"CLUSTERING__CAMERA_NORMALIZATION": True, "DATASETS__USE_CAMERAS": False}
             | {"MODEL__LOSSES__NAME": ("AgnosticLoss",)},
             "CLUSTERING.CAMERA_NORMALIZATION needs camera ids",

@@ -5,10 +5,18 @@ to which a user may add; ``clusterer`` runs one.
 """
 
 from fastreid_ice.clustering.approximate import approximate_neighbors
+from fastreid_ice.clustering.ca_jaccard import camera_aware_encoding, camera_aware_neighbors
 from fastreid_ice.clustering.clusterer import Clusterer, ClusteringResult, cluster_features
 from fastreid_ice.clustering.config import ClusteringConfig, config_defaults
 from fastreid_ice.clustering.costs import Costs
-from fastreid_ice.clustering.methods import METHODS, ImageFacts, check_clusters, method_names, register_method
+from fastreid_ice.clustering.methods import (
+    METHODS,
+    ImageFacts,
+    check_cameras,
+    check_clusters,
+    method_names,
+    register_method,
+)
 from fastreid_ice.clustering.prepare import prepare_features
 from fastreid_ice.clustering.quality import summarize
 from fastreid_ice.clustering.spherical_kmeans import kmeans
@@ -25,6 +33,9 @@ __all__ = [
     "ImageFacts",
     "Tracks",
     "approximate_neighbors",
+    "camera_aware_encoding",
+    "camera_aware_neighbors",
+    "check_cameras",
     "check_clusters",
     "check_tracks",
     "cluster_features",

@@ -17,7 +17,7 @@ from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.utils import comm
 
-from fastreid_ice.clustering import ClusteringConfig, config_defaults
+from fastreid_ice.clustering import ClusteringConfig, check_cameras, config_defaults
 from fastreid_ice.data.image_cache import KINDS
 from fastreid_ice.data.samplers import check_batch
 from fastreid_ice.engine.amp import Precision
@@ -186,7 +186,8 @@ def check_config(cfg: CfgNode) -> None:
             "CLUSTERING.CAMERA_NORMALIZATION needs camera ids, but DATASETS.USE_CAMERAS is False; set one of them "
             "otherwise."
         )
-    clustering_config(cfg, seed=0)
+    config = clustering_config(cfg, seed=0)
+    check_cameras(config.method, cfg.DATASETS.USE_CAMERAS)
     processes = comm.get_world_size()
     check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE, processes)
     _check_chunks(cfg, processes)
