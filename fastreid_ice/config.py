@@ -86,6 +86,22 @@ def _add_losses(losses: CN) -> None:
     losses.CROSS_CAMERA.AVERAGE = "camera"
     losses.CROSS_CAMERA.SCALE = 0.5  # weight in the sum of the losses
 
+    # "IntraCameraLoss" (CAP, AAAI 2021) and "OnlineAssociationLoss" (O2CAP, arXiv 2201.05820), made for proxies that
+    # move: MODEL.ICE.MEMORY MomentumMemory. See docs/recipes.md.
+    losses.INTRA_CAMERA = CN()
+    losses.INTRA_CAMERA.TEMPERATURE = 0.07  # tau
+    losses.INTRA_CAMERA.AVERAGE = "camera"  # as above
+    losses.INTRA_CAMERA.SCALE = 1.0
+
+    losses.ONLINE_ASSOCIATION = CN()
+    losses.ONLINE_ASSOCIATION.TEMPERATURE = 0.07  # tau
+    losses.ONLINE_ASSOCIATION.NUM_POSITIVES = 3  # among the best proxy of each camera
+    losses.ONLINE_ASSOCIATION.NUM_NEGATIVES = 50  # the most similar of the other proxies
+    # Weight of the image in the ranking of the proxies, in [0, 1]; the rest is that of the image's own proxy.
+    losses.ONLINE_ASSOCIATION.BALANCE = 0.15
+    losses.ONLINE_ASSOCIATION.AVERAGE = "camera"  # as above
+    losses.ONLINE_ASSOCIATION.SCALE = 1.0
+
     losses.HARD_INSTANCE = CN()
     losses.HARD_INSTANCE.TEMPERATURE = 0.1  # tau_h_ins
     losses.HARD_INSTANCE.SCALE = 1.0

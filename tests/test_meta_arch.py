@@ -71,7 +71,7 @@ def test_a_users_own_loss():
 
 
 def test_unknown_loss_lists_the_choices():
-    with pytest.raises(ValueError, match="AgnosticLoss, CrossCameraLoss, HardInstanceLoss, SoftInstanceLoss"):
+    with pytest.raises(ValueError, match="AgnosticLoss, CrossCameraLoss, HardInstanceLoss, IntraCameraLoss, "):
         build(MODEL__LOSSES__NAME=("TripletLoss",))
 
 

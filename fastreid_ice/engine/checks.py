@@ -30,6 +30,7 @@ from fastreid_ice.modeling.memory_bank import build_memory
 from fastreid_ice.modeling.meta_arch import AMP_DTYPES, ENCODERS, ICE
 
 SAMPLER = "IdentityCameraSampler"
+CAMERA_LOSSES = ("CrossCameraLoss", "IntraCameraLoss", "OnlineAssociationLoss")
 NORMS = ("BN", "syncBN", "GhostBN", "FrozenBN", "GN")
 METRICS = ("cosine", "euclidean", "jaccard")
 SCHEDULES = ("MultiStepLR", "CosineAnnealingLR")
@@ -176,10 +177,11 @@ def check_config(cfg: CfgNode) -> None:
     if not cfg.DATASETS.NAMES:
         raise ValueError("DATASETS.NAMES is empty; name at least one dataset to train on")
     _check_datasets(cfg.DATASETS.NAMES, "DATASETS.NAMES")
-    if "CrossCameraLoss" in cfg.MODEL.LOSSES.NAME and not cfg.DATASETS.USE_CAMERAS:
+    camera_losses = [name for name in cfg.MODEL.LOSSES.NAME if name in CAMERA_LOSSES]
+    if camera_losses and not cfg.DATASETS.USE_CAMERAS:
         raise ValueError(
-            "MODEL.LOSSES.NAME has CrossCameraLoss, which needs camera ids, but DATASETS.USE_CAMERAS is False. Leave "
-            "the loss out, as configs/ICE/market_agnostic.yml and own.yml do."
+            f"MODEL.LOSSES.NAME has {camera_losses[0]}, which needs camera ids, but DATASETS.USE_CAMERAS is False. "
+            "Leave the loss out, as configs/ICE/market_agnostic.yml and own.yml do."
         )
     if cfg.CLUSTERING.CAMERA_NORMALIZATION and not cfg.DATASETS.USE_CAMERAS:
         raise ValueError(

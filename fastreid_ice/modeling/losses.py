@@ -21,8 +21,16 @@ from fastreid.utils.registry import Registry
 from torch import Tensor
 
 from fastreid_ice.errors import listed, look_up, registered_names
-from fastreid_ice.losses import agnostic_loss, cross_camera_loss, hard_instance_loss, soft_instance_loss
+from fastreid_ice.losses import (
+    agnostic_loss,
+    cross_camera_loss,
+    hard_instance_loss,
+    intra_camera_loss,
+    online_association_loss,
+    soft_instance_loss,
+)
 from fastreid_ice.losses.cross_camera import CHOICES as CROSS_CAMERA_CHOICES
+from fastreid_ice.losses.proxies import AVERAGES, check_choice
 from fastreid_ice.modeling.memory_bank import MemoryBank
 from fastreid_ice.modeling.step import StepFeatures
 
@@ -75,10 +83,7 @@ class CrossCameraLoss:
         _at_least(node, "CROSS_CAMERA", "TEMPERATURE", 0, above=True)
         _at_least(node, "CROSS_CAMERA", "NUM_NEGATIVES", 0)
         for key, choices in CROSS_CAMERA_CHOICES.items():
-            if node[key] not in choices:
-                raise ValueError(
-                    f"MODEL.LOSSES.CROSS_CAMERA.{key} is {node[key]!r}; choose one of {', '.join(choices)}"
-                )
+            check_choice("CROSS_CAMERA", key, node[key], choices)
         self.parameters = {key.lower(): value for key, value in node.items() if key != "SCALE"}
 
     def __call__(self, step: StepFeatures, memory: MemoryBank) -> Tensor:
@@ -93,6 +98,57 @@ class CrossCameraLoss:
             **self.parameters,
         )
         return self.scale * step.num_processes * share
+
+
+class _ProxyLoss:
+    """A loss on camera proxies whose parameters are the keys of ``MODEL.LOSSES.<group>``."""
+
+    group: str
+    function: Callable[..., Tensor]
+
+    def __init__(self, cfg: CfgNode):
+        node = cfg[self.group]
+        self.scale = _at_least(node, self.group, "SCALE", 0)
+        _at_least(node, self.group, "TEMPERATURE", 0, above=True)
+        check_choice(self.group, "AVERAGE", node.AVERAGE, AVERAGES)
+        self.parameters = {key.lower(): value for key, value in node.items() if key != "SCALE"}
+
+    def __call__(self, step: StepFeatures, memory: MemoryBank) -> Tensor:
+        share = type(self).function(
+            step.query,
+            step.labels,
+            step.camids,
+            memory.proxies,
+            memory.proxy_labels,
+            memory.proxy_camids,
+            batch_camids=step.key_camids,
+            **self.parameters,
+        )
+        return self.scale * step.num_processes * share
+
+
+@LOSS_REGISTRY.register()
+class IntraCameraLoss(_ProxyLoss):
+    """Contrast with the proxies of the own camera, see :func:`fastreid_ice.losses.intra_camera_loss`."""
+
+    group = "INTRA_CAMERA"
+    function = intra_camera_loss
+
+
+@LOSS_REGISTRY.register()
+class OnlineAssociationLoss(_ProxyLoss):
+    """Contrast with proxies chosen in every step, see :func:`fastreid_ice.losses.online_association_loss`."""
+
+    group = "ONLINE_ASSOCIATION"
+    function = online_association_loss
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__(cfg)
+        node = cfg.ONLINE_ASSOCIATION
+        _at_least(node, self.group, "NUM_POSITIVES", 1)
+        _at_least(node, self.group, "NUM_NEGATIVES", 0)
+        if not 0 <= node.BALANCE <= 1:
+            raise ValueError(f"MODEL.LOSSES.ONLINE_ASSOCIATION.BALANCE is {node.BALANCE}; it must be in [0, 1]")
 
 
 @LOSS_REGISTRY.register()
