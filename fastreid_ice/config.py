@@ -38,11 +38,13 @@ def _add_model(model: CN) -> None:
     # can be named in the config; a function add_config(cfg) in them may add keys. See docs/extending.md.
     model.ICE.IMPORTS = ()
     # What the losses compare with: "MemoryBank" (ref: centroids and proxies, constant within an epoch),
-    # "MomentumMemory" (they follow the encoder from step to step), or a registered one of your own.
+    # "MomentumMemory" (they follow the encoder from step to step), "HardMeanMemory" (the same, with a second centroid
+    # for each cluster that follows its hardest images, as HHCL has it), or a registered one of your own.
     model.ICE.MEMORY = "MemoryBank"
-    # Of "MomentumMemory": share of the old row in [0, 1) (Cluster-Contrast, HHCL: 0.1), and which images of the batch
-    # move it: "each" in turn (Cluster-Contrast), their "mean", or the "hardest" (HHCL).
-    model.ICE.MOMENTUM_MEMORY = CN({"MOMENTUM": 0.1, "UPDATE": "each"})
+    # Of "MomentumMemory": share of the old row in [0, 1) (Cluster-Contrast, HHCL: 0.1; CAP, SpCL: 0.2), and which
+    # images of the batch move it: "each" in turn (Cluster-Contrast), their "mean", or the "hardest". With which
+    # embeddings: the "keys" of the momentum encoder, or the online encoder's "queries" (all these methods).
+    model.ICE.MOMENTUM_MEMORY = CN({"MOMENTUM": 0.1, "UPDATE": "each", "FEATURES": "keys"})
     # Momentum a of the momentum encoder, in [0, 1): m <- a m + (1 - a) online after each step. ref: 0.999.
     model.ICE.MOMENTUM = 0.999
     # In how many contiguous chunks of the batch each process normalises: with 4, one GPU sees the batch statistics
@@ -70,6 +72,12 @@ def _add_losses(losses: CN) -> None:
     losses.AGNOSTIC.SMOOTHING = 0.1  # label smoothing, in [0, 1). ref: 0.1; the paper's formula has none
     losses.AGNOSTIC.NORMALIZE_QUERY = False  # ref: the query keeps its length
     losses.AGNOSTIC.SCALE = 1.0  # weight in the sum of the losses
+
+    # "HardMeanLoss" (HHCL, arXiv 2109.12333) with MODEL.ICE.MEMORY HardMeanMemory.
+    losses.HARD_MEAN = CN()
+    losses.HARD_MEAN.TEMPERATURE = 0.05  # tau
+    losses.HARD_MEAN.SCALE_HARD = 0.5  # lambda: weight of the centroids that follow the hardest images
+    losses.HARD_MEAN.SCALE_MEAN = 0.5  # 1 - lambda; the authors' code has lambda (1 - lambda) = 0.25
 
     losses.CROSS_CAMERA = CN()
     losses.CROSS_CAMERA.TEMPERATURE = 0.07  # tau_c

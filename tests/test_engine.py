@@ -374,6 +374,7 @@ def test_every_recipe_key_in_one_run(tmp_path, monkeypatch):
             "CLUSTERING.CAMERA_NORMALIZATION needs camera ids",
         ),
         ({"MODEL__ICE__MOMENTUM_MEMORY__UPDATE": "last", "MODEL__ICE__MEMORY": "MomentumMemory"}, "UPDATE is 'last'"),
+        ({"MODEL__LOSSES__NAME": ("HardMeanLoss",)}, "needs MODEL.ICE.MEMORY HardMeanMemory, not MemoryBank"),
     ],
 )
 def test_contradictions_in_the_config(overrides, message):

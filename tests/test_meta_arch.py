@@ -71,7 +71,7 @@ def test_a_users_own_loss():
 
 
 def test_unknown_loss_lists_the_choices():
-    with pytest.raises(ValueError, match="AgnosticLoss, CrossCameraLoss, HardInstanceLoss, IntraCameraLoss, "):
+    with pytest.raises(ValueError, match="AgnosticLoss, CrossCameraLoss, HardInstanceLoss, HardMeanLoss, "):
         build(MODEL__LOSSES__NAME=("TripletLoss",))
 
 
@@ -212,7 +212,7 @@ def test_precise_bn_batches_move_statistics_only():
         ({"MODEL__ICE__MOMENTUM": 1.0}, "MODEL.ICE.MOMENTUM"),
         ({"MODEL__ICE__EVAL_ENCODER": "teacher"}, "momentum, online"),
         ({"MODEL__HEADS__POOL_LAYER": "AvgPool"}, "GlobalAvgPool"),
-        ({"MODEL__ICE__MEMORY": "Queue"}, "choose one of MemoryBank"),
+        ({"MODEL__ICE__MEMORY": "Queue"}, "choose one of HardMeanMemory, MemoryBank"),
         ({"MODEL__LOSSES__AGNOSTIC__TEMPERATURE": 0.0}, "MODEL.LOSSES.AGNOSTIC.TEMPERATURE is 0.0"),
         ({"MODEL__LOSSES__AGNOSTIC__SMOOTHING": 1.0}, "MODEL.LOSSES.AGNOSTIC.SMOOTHING"),
         ({"MODEL__LOSSES__CROSS_CAMERA__AVERAGE": "mean"}, "camera, image"),

@@ -26,7 +26,7 @@ from fastreid_ice.errors import look_up, registered_names
 from fastreid_ice.modeling.bn_chunks import chunks_per_process
 from fastreid_ice.modeling.heads import MemoryBankHead
 from fastreid_ice.modeling.losses import build_losses
-from fastreid_ice.modeling.memory_bank import build_memory
+from fastreid_ice.modeling.memory_bank import HardMeanMemory, build_memory
 from fastreid_ice.modeling.meta_arch import AMP_DTYPES, ENCODERS, ICE
 
 SAMPLER = "IdentityCameraSampler"
@@ -177,6 +177,7 @@ def check_config(cfg: CfgNode) -> None:
     if not cfg.DATASETS.NAMES:
         raise ValueError("DATASETS.NAMES is empty; name at least one dataset to train on")
     _check_datasets(cfg.DATASETS.NAMES, "DATASETS.NAMES")
+    _check_memory(cfg)
     camera_losses = [name for name in cfg.MODEL.LOSSES.NAME if name in CAMERA_LOSSES]
     if camera_losses and not cfg.DATASETS.USE_CAMERAS:
         raise ValueError(
@@ -231,6 +232,14 @@ def _eps(cfg: CfgNode, epoch: int | None) -> float:
     steps = cfg.SOLVER.MAX_EPOCH - 1
     share = 1.0 if epoch is None or epoch >= steps else epoch / steps
     return first + (last - first) * share
+
+
+def _check_memory(cfg: CfgNode) -> None:
+    if "HardMeanLoss" in cfg.MODEL.LOSSES.NAME and not isinstance(build_memory(cfg), HardMeanMemory):
+        raise ValueError(
+            "MODEL.LOSSES.NAME has HardMeanLoss, which needs MODEL.ICE.MEMORY HardMeanMemory, not "
+            f"{cfg.MODEL.ICE.MEMORY}; set it, or leave the loss out."
+        )
 
 
 def _value(cfg: CfgNode, key: str) -> Any:

@@ -16,6 +16,7 @@ from typing import Callable
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
+import torch.nn.functional as F
 from fastreid.config import CfgNode
 from fastreid.utils.registry import Registry
 from torch import Tensor
@@ -31,7 +32,7 @@ from fastreid_ice.losses import (
 )
 from fastreid_ice.losses.cross_camera import CHOICES as CROSS_CAMERA_CHOICES
 from fastreid_ice.losses.proxies import AVERAGES, check_choice
-from fastreid_ice.modeling.memory_bank import MemoryBank
+from fastreid_ice.modeling.memory_bank import HardMeanMemory, MemoryBank
 from fastreid_ice.modeling.step import StepFeatures
 
 Loss = Callable[[StepFeatures, MemoryBank], Tensor]
@@ -71,6 +72,31 @@ class AgnosticLoss:
             step.query, step.labels, memory.centroids, self.temperature, self.smoothing, self.normalize_query
         )
         return self.scale * loss
+
+
+@LOSS_REGISTRY.register()
+class HardMeanLoss:
+    """Contrast with two centroids for each cluster (HHCL, arXiv 2109.12333), of a :class:`HardMeanMemory`.
+
+    With L(C) the :func:`fastreid_ice.losses.agnostic_loss` of normalised queries over the rows C, without smoothing:
+
+        SCALE_HARD L(hard_centroids) + SCALE_MEAN L(centroids)
+    """
+
+    def __init__(self, cfg: CfgNode):
+        node = cfg.HARD_MEAN
+        self.temperature = _at_least(node, "HARD_MEAN", "TEMPERATURE", 0, above=True)
+        self.hard, self.mean = (_at_least(node, "HARD_MEAN", key, 0) for key in ("SCALE_HARD", "SCALE_MEAN"))
+
+    def __call__(self, step: StepFeatures, memory: MemoryBank) -> Tensor:
+        if not isinstance(memory, HardMeanMemory):
+            raise ValueError(f"HardMeanLoss needs MODEL.ICE.MEMORY HardMeanMemory, not {type(memory).__name__}")
+        query = F.normalize(step.query, dim=1)
+        hard, mean = (
+            agnostic_loss(query, step.labels, rows, self.temperature, smoothing=0)
+            for rows in (memory.hard_centroids, memory.centroids)
+        )
+        return self.hard * hard + self.mean * mean
 
 
 @LOSS_REGISTRY.register()

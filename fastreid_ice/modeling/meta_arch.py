@@ -15,7 +15,6 @@ import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is importe
 import torch
 from fastreid.config import CfgNode, configurable
 from fastreid.modeling.heads import build_heads
-from fastreid.modeling.losses.utils import concat_all_gather
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.modeling.meta_arch.baseline import Baseline
 from fastreid.utils import comm
@@ -26,7 +25,7 @@ from fastreid_ice.modeling.bn_chunks import ChunkedPass, chunks_per_process, set
 from fastreid_ice.modeling.losses import Loss, build_losses
 from fastreid_ice.modeling.memory_bank import MemoryBank
 from fastreid_ice.modeling.pretrained import build_pretrained_backbone
-from fastreid_ice.modeling.step import StepFeatures
+from fastreid_ice.modeling.step import StepFeatures, gather
 
 logger = logging.getLogger(__name__)
 
@@ -191,18 +190,18 @@ class ICE(Baseline):
             camids=camids,
             keys=keys,
             weak_keys=weak_keys,
-            key_labels=_gather(labels),
-            key_camids=_gather(camids),
+            key_labels=gather(labels),
+            key_camids=gather(camids),
             num_processes=comm.get_world_size(),
         )
 
     def _momentum(self, images: Tensor, order: Tensor | None) -> Tensor:
         """(B, D) momentum embeddings of all processes' images, normalised in chunks of the permuted batch."""
         if order is None:
-            return _gather(self._momentum_pass(self.momentum_encoder, images).float())
+            return gather(self._momentum_pass(self.momentum_encoder, images).float())
         own = order.chunk(comm.get_world_size())[comm.get_rank()]
-        images = _gather(images)[own].contiguous(memory_format=self.memory_format)
-        permuted = _gather(self._momentum_pass(self.momentum_encoder, images).float())
+        images = gather(images)[own].contiguous(memory_format=self.memory_format)
+        permuted = gather(self._momentum_pass(self.momentum_encoder, images).float())
         features = torch.empty_like(permuted)
         features[order] = permuted
         return features
@@ -286,8 +285,3 @@ def _set_bn_momentum(module: nn.Module, momentum: float) -> None:
 def _all_unlabelled(targets: Tensor) -> bool:
     """Whether no image has a label; on an accelerator, where asking would wait for it, taken to be false."""
     return targets.device.type == "cpu" and bool((targets < 0).all())
-
-
-def _gather(tensor: Tensor) -> Tensor:
-    """Concatenate the processes' tensors along the first dimension, without gradient."""
-    return concat_all_gather(tensor.contiguous()) if comm.get_world_size() > 1 else tensor

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
+from fastreid.modeling.losses.utils import concat_all_gather
+from fastreid.utils import comm
 from torch import Tensor
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Concatenate the processes' tensors along the first dimension, without gradient. A collective."""
+    return concat_all_gather(tensor.contiguous()) if comm.get_world_size() > 1 else tensor
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,13 @@ class StepFeatures:
     key_labels: Tensor
     key_camids: Tensor
     num_processes: int = 1
+
+    def all_queries(self) -> Tensor:
+        """(B, D) online embeddings of the whole batch, without gradient, in the order of ``key_labels``.
+
+        They are gathered when asked for: a collective, which all processes must call.
+        """
+        return gather(self.query.detach())
 
     def detached(self) -> StepFeatures:
         """The same tensors without their graph, so that they may outlive the backward pass."""
