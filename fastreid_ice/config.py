@@ -23,7 +23,7 @@ def add_ice_config(cfg: CN) -> None:
     _add_clustering(cfg)
     _add_input(cfg.INPUT)
     _add_schedule(cfg)
-    _add_cache(cfg.DATALOADER)
+    _add_loader(cfg.DATALOADER)
     _add_folder(cfg)
     # Write <OUTPUT_DIR>/report.html at the end of a run: curves, clusters, rankings, costs, config, in one file.
     cfg.REPORT = CN({"ENABLED": True})
@@ -124,6 +124,9 @@ def _add_clustering(cfg: CN) -> None:
     cfg.CLUSTERING = CN(config_defaults())
     # Cluster before every PERIOD-th epoch, and before the first epoch of every run. ref: 1.
     cfg.CLUSTERING.PERIOD = 1
+    # What becomes of images without a cluster: "drop" (ref: they are not trained on) or "instances" (SpCL: each is a
+    # class of its own, with a centroid and without camera proxies, see docs/recipes.md).
+    cfg.CLUSTERING.OUTLIERS = "drop"
     # EPS of the last epoch: it falls (or rises) linearly from CLUSTERING.EPS, which is the first epoch's. As features
     # get better, images of one person get nearer. 0: EPS throughout (ref).
     cfg.CLUSTERING.EPS_END = 0.0
@@ -177,8 +180,11 @@ def _add_schedule(cfg: CN) -> None:
     cfg.DATASETS.USE_CAMERAS = True
 
 
-def _add_cache(loader: CN) -> None:
+def _add_loader(loader: CN) -> None:
     """The training images are decoded in every epoch, for the clustering and for each of their views."""
+    # With CLUSTERING.OUTLIERS instances: largest share of outliers among the images that are drawn, in (0, 1]. In the
+    # first epochs there can be ten times as many outliers as clusters. 1: each of them as often as a cluster (SpCL).
+    loader.OUTLIER_SHARE = 0.5
     # Decode and resize them once: "none", "ram" (3 x height x width bytes an image, shared by the workers of a process)
     # or "disk" (as much in a file, shared by all processes of a machine and used again by later runs). Not in the
     # paper; the same pixels bit for bit.

@@ -332,6 +332,33 @@ def test_eps_of_an_epoch(epoch, eps):
     assert clustering_config(ice_config(CLUSTERING__EPS=0.55), 1, epoch).eps == 0.55
 
 
+def test_outliers_as_instances(tmp_path, monkeypatch):
+    """The losses see classes behind the clusters, without cameras; reports keep to the clustering."""
+    seen = []
+    original = ICE._step_features
+    monkeypatch.setattr(ICE, "_step_features", lambda *args: (seen.append(original(*args)), seen[-1])[1])
+    trainer = train(
+        tmp_path,
+        CLUSTERING__OUTLIERS="instances",
+        CLUSTERING__EPS=0.2,
+        MODEL__ICE__MEMORY="MomentumMemory",
+        SOLVER__MAX_EPOCH=1,
+        SOLVER__ITERS_PER_EPOCH=20,
+        TEST__EVAL_START=False,
+    )
+    row = records(tmp_path)[-1]
+    clusters, outliers = int(row["clusters"]), int(row["outliers"])
+    assert clusters >= 2 and outliers > 1
+    written = [int(line.split(",")[1]) for line in (tmp_path / "clusters.csv").read_text().splitlines()[1:]]
+    assert written.count(-1) == outliers and max(written) == clusters - 1
+    memory = trainer.model.memory
+    assert len(memory.centroids) == clusters + outliers and int(memory.proxy_labels.max()) == clusters - 1
+    labels, camids = torch.cat([s.key_labels for s in seen]), torch.cat([s.key_camids for s in seen])
+    assert torch.equal(labels >= clusters, camids < 0)
+    assert 0 < (camids < 0).float().mean() <= 0.6  # DATALOADER.OUTLIER_SHARE 0.5, and the end of a pass
+    assert all(math.isfinite(value) for name, value in row.items() if name.startswith("loss"))
+
+
 def test_every_recipe_key_in_one_run(tmp_path, monkeypatch):
     """Camera-normalised clustering, a falling eps and a memory that moves reach the run."""
     clusterings = []
@@ -362,6 +389,8 @@ def test_every_recipe_key_in_one_run(tmp_path, monkeypatch):
         ({"DATALOADER__SAMPLER_TRAIN": "NaiveIdentitySampler"}, "IdentityCameraSampler"),
         ({"SOLVER__ITERS_PER_EPOCH": 0}, "SOLVER.ITERS_PER_EPOCH"),
         ({"CLUSTERING__PERIOD": 0}, "CLUSTERING.PERIOD"),
+        ({"CLUSTERING__OUTLIERS": "keep"}, "CLUSTERING.OUTLIERS is 'keep'; it must be one of drop, instances"),
+        ({"DATALOADER__OUTLIER_SHARE": 0.0}, "DATALOADER.OUTLIER_SHARE is 0.0; it must be above 0"),
         ({"CLUSTERING__EPS_END": 1.0}, "CLUSTERING.EPS_END is 1.0"),
         (
             {"CLUSTERING__METHOD": "ca_jaccard_dbscan", "DATASETS__USE_CAMERAS": False}

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from fastreid.config import get_cfg
 
+from fastreid_ice.clustering import instance_labels
 from fastreid_ice.config import add_ice_config
 from fastreid_ice.modeling import (
     HardMeanMemory,
@@ -109,6 +110,31 @@ def test_momentum_memory_by_loops(update, source):
         images = [i for i, y, c in zip(unit, labels[batch], camids[batch]) if y == label and c == camera]
         expected = moved(proxies[row], images, update) if images else proxies[row]
         torch.testing.assert_close(memory.proxies[row], expected)
+
+
+@pytest.mark.parametrize("update", ["each", "mean", "hardest"])
+def test_outliers_as_instances(update):
+    """They have centroids that move, and no proxies; nothing else notices them."""
+    features, labels, camids, batch, keys = clustered_images()
+    outliers = labels < 0
+    targets = instance_labels(labels)
+    memory, without = momentum_memory(update), momentum_memory(update)
+    memory.rebuild(features, targets, torch.where(outliers, -1, camids))
+    without.rebuild(features, labels, camids)
+    assert len(memory.centroids) == 4 + int(outliers.sum())
+    torch.testing.assert_close(memory.centroids[4:], features[outliers])
+    assert torch.equal(memory.proxies, without.proxies) and torch.equal(memory.proxy_labels, without.proxy_labels)
+    without.update(step_of(keys, labels[batch], camids[batch], "keys"))
+    alone = outliers.nonzero()[1]  # one of them is in the batch, twice, first and last
+    images = torch.cat([keys[:1].flip(1), keys, keys[1:2].flip(1)])
+    seen = torch.cat([alone, batch, alone])
+    moving = torch.where(outliers, -1, camids)[seen]
+    expected = moved(features[alone[0]], [images[0] / images[0].norm(), images[-1] / images[-1].norm()], update)
+    memory.update(step_of(images, targets[seen], moving, "keys"))
+    torch.testing.assert_close(memory.centroids[:4], without.centroids)
+    torch.testing.assert_close(memory.proxies, without.proxies)
+    torch.testing.assert_close(memory.centroids[5], expected)
+    assert torch.equal(memory.centroids[4], features[outliers][0])
 
 
 def test_hard_mean_memory_by_loops():

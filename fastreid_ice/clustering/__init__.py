@@ -17,6 +17,7 @@ from fastreid_ice.clustering.methods import (
     method_names,
     register_method,
 )
+from fastreid_ice.clustering.outliers import OUTLIERS, instance_labels
 from fastreid_ice.clustering.prepare import prepare_features
 from fastreid_ice.clustering.quality import summarize
 from fastreid_ice.clustering.spherical_kmeans import kmeans
@@ -25,6 +26,7 @@ from fastreid_ice.clustering.tracks import TRACK_MODES, Tracks, check_tracks
 
 __all__ = [
     "METHODS",
+    "OUTLIERS",
     "TRACK_MODES",
     "Clusterer",
     "ClusteringConfig",
@@ -41,6 +43,7 @@ __all__ = [
     "cluster_features",
     "config_defaults",
     "dbscan",
+    "instance_labels",
     "jaccard_distances",
     "k_reciprocal_encoding",
     "kmeans",

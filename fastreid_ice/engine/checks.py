@@ -17,7 +17,7 @@ from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.utils import comm
 
-from fastreid_ice.clustering import ClusteringConfig, check_cameras, config_defaults
+from fastreid_ice.clustering import OUTLIERS, ClusteringConfig, check_cameras, config_defaults
 from fastreid_ice.data.image_cache import KINDS
 from fastreid_ice.data.samplers import check_batch
 from fastreid_ice.engine.amp import Precision
@@ -127,7 +127,9 @@ TRAINING_RULES: dict[str, tuple[Condition, str]] = {
     "SOLVER.DELAY_EPOCHS": _at_least(0),
     "SOLVER.CHECKPOINT_PERIOD": _at_least(0),
     "SOLVER.CHECKPOINT_KEEP": _at_least(0),
+    "DATALOADER.OUTLIER_SHARE": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "CLUSTERING.PERIOD": _at_least(1),
+    "CLUSTERING.OUTLIERS": _one_of(OUTLIERS),
     "CLUSTERING.EPS_END": (lambda value: 0 <= value < 1, "in (0, 1), or 0 for CLUSTERING.EPS throughout"),
 }
 
@@ -199,8 +201,8 @@ def check_config(cfg: CfgNode) -> None:
     _check_cache(cfg)
 
 
-# Keys of CLUSTERING that say when to cluster and with what eps then: for the training, not for one clustering.
-SCHEDULE_KEYS = ("PERIOD", "EPS_END")
+# Keys of CLUSTERING that are for the training, not for one clustering: when, with what eps then, and what it is for.
+TRAINING_KEYS = ("PERIOD", "EPS_END", "OUTLIERS")
 
 
 def clustering_config(cfg: CfgNode, seed: int, epoch: int | None = None) -> ClusteringConfig:
@@ -219,7 +221,7 @@ def clustering_config(cfg: CfgNode, seed: int, epoch: int | None = None) -> Clus
     extra = {
         key.lower(): value
         for key, value in cfg.CLUSTERING.items()
-        if key.lower() not in known and key not in SCHEDULE_KEYS
+        if key.lower() not in known and key not in TRAINING_KEYS
     }
     return ClusteringConfig(**known, seed=seed, extra=extra)
 

@@ -51,14 +51,14 @@ def camera_proxies(features: Tensor, labels: Tensor, camids: Tensor) -> tuple[Te
     Args:
         features: (N, D) float, L2-normalised.
         labels: (N,) int64 pseudo labels; -1 = outlier, left out.
-        camids: (N,) int64 camera ids, >= 0.
+        camids: (N,) int64 camera ids; an image of -1 is left out too.
 
     Returns:
         proxies (P, D), their pseudo labels (P,) and their camera ids (P,), ordered by camera, then label.
     """
-    kept = labels >= 0
-    features, labels, camids = features[kept], labels[kept], camids[kept]
+    kept = (labels >= 0) & (camids >= 0)
     num_clusters = int(labels.max()) + 1
+    features, labels, camids = features[kept], labels[kept], camids[kept]
     keys, groups = torch.unique(camids * num_clusters + labels, return_inverse=True)
     proxies = F.normalize(_group_means(features, groups, len(keys)), dim=1)
     return proxies, keys % num_clusters, keys // num_clusters
@@ -90,7 +90,14 @@ class MemoryBank(nn.Module):
             self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=False)
 
     def rebuild(self, features: Tensor, labels: Tensor, camids: Tensor) -> None:
-        """Compute everything anew from (N, D) features, (N,) pseudo labels and (N,) camera ids."""
+        """Compute everything anew after a clustering.
+
+        Args:
+            features: (N, D) float, L2-normalised.
+            labels: (N,) int64 pseudo labels; -1 = outlier, left out.
+            camids: (N,) int64 camera ids. An outlier that is a class of its own (CLUSTERING.OUTLIERS instances) has a
+                label behind those of the clusters and the camera -1: it gets a centroid, and no proxy.
+        """
         labels, camids = labels.to(features.device), camids.to(features.device)
         self.centroids = cluster_centroids(features, labels)
         self.proxies, self.proxy_labels, self.proxy_camids = camera_proxies(features, labels, camids)
@@ -148,16 +155,22 @@ class MomentumMemory(MemoryBank):
                 f"MODEL.ICE.MOMENTUM_MEMORY.FEATURES is {node.FEATURES!r}; choose one of {', '.join(FEATURES)}"
             )
         self.momentum, self.choice, self.source = node.MOMENTUM, node.UPDATE, node.FEATURES
+        self._instances = False  # whether outliers are classes of their own, without proxies
 
     def rebuild(self, features: Tensor, labels: Tensor, camids: Tensor) -> None:
         super().rebuild(features, labels, camids)
         self.centroids = F.normalize(self.centroids, dim=1)
+        self._instances = bool(((labels.cpu() >= 0) & (camids.cpu() < 0)).any())
 
     @torch.no_grad()
     def update(self, step: StepFeatures) -> None:
         images = F.normalize(step.all_queries() if self.source == "queries" else step.keys, dim=1)
         self._move_clusters(step.key_labels, images)
-        own = (step.key_labels[:, None] == self.proxy_labels) & (step.key_camids[:, None] == self.proxy_camids)
+        labels, camids = step.key_labels, step.key_camids
+        if self._instances:  # some images have no proxy to move; only then is the device asked which
+            kept = camids >= 0
+            labels, camids, images = labels[kept], camids[kept], images[kept]
+        own = (labels[:, None] == self.proxy_labels) & (camids[:, None] == self.proxy_camids)
         self._move(self.proxies, own.int().argmax(dim=1), images, self.choice)
 
     def _move_clusters(self, labels: Tensor, images: Tensor) -> None:

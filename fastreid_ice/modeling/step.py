@@ -24,11 +24,11 @@ class StepFeatures:
         query: (b, D) online embeddings of the first strong view; the only tensor with a gradient.
         weak_query: (b, D) momentum embeddings of the weak view of the same images.
         labels: (b,) int64 pseudo labels.
-        camids: (b,) int64 camera ids.
+        camids: (b,) int64 camera ids; -1 for an outlier that is a class of its own, which has no proxy.
         keys: (B, D) momentum embeddings of the second strong view.
         weak_keys: (B, D) momentum embeddings of the weak view.
         key_labels: (B,) int64 pseudo labels.
-        key_camids: (B,) int64 camera ids.
+        key_camids: (B,) int64 camera ids, likewise.
         num_processes: B / b. A loss that sums over the batch multiplies by it, since the gradients of the
             processes are averaged.
     """
