@@ -41,7 +41,8 @@ LOSS_REGISTRY = Registry("ICE_LOSS")
 LOSS_REGISTRY.__doc__ = """
 Losses by name. What is registered (a class, or a function that returns a function) is called once with the node
 ``cfg.MODEL.LOSSES``; its result is called in every step as ``loss(step, memory)`` with a :class:`StepFeatures` and the
-:class:`MemoryBank`, and returns a scalar, weight included.
+:class:`MemoryBank`, and returns a scalar, weight included. One that says ``uses_keys = False`` looks at no embedding of
+the momentum encoder: where nothing does, its passes are left out, and these tensors of the step are empty.
 """
 
 
@@ -57,6 +58,8 @@ def _at_least(node: CfgNode, group: str, key: str, least: float, above: bool = F
 @LOSS_REGISTRY.register()
 class AgnosticLoss:
     """Contrast with all centroids, see :func:`fastreid_ice.losses.agnostic_loss`."""
+
+    uses_keys = False
 
     def __init__(self, cfg: CfgNode):
         node = cfg.AGNOSTIC
@@ -83,6 +86,8 @@ class HardMeanLoss:
         SCALE_HARD L(hard_centroids) + SCALE_MEAN L(centroids)
     """
 
+    uses_keys = False
+
     def __init__(self, cfg: CfgNode):
         node = cfg.HARD_MEAN
         self.temperature = _at_least(node, "HARD_MEAN", "TEMPERATURE", 0, above=True)
@@ -102,6 +107,8 @@ class HardMeanLoss:
 @LOSS_REGISTRY.register()
 class CrossCameraLoss:
     """Contrast with camera proxies, see :func:`fastreid_ice.losses.cross_camera_loss`."""
+
+    uses_keys = False
 
     def __init__(self, cfg: CfgNode):
         node = cfg.CROSS_CAMERA
@@ -129,6 +136,7 @@ class CrossCameraLoss:
 class _ProxyLoss:
     """A loss on camera proxies whose parameters are the keys of ``MODEL.LOSSES.<group>``."""
 
+    uses_keys = False
     group: str
     function: Callable[..., Tensor]
 

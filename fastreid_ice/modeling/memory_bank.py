@@ -75,8 +75,10 @@ class MemoryBank(nn.Module):
     Attributes:
         centroids: (C, D).
         proxies: (P, D), with ``proxy_labels`` (P,) and ``proxy_camids`` (P,).
+        uses_keys: whether :meth:`update` looks at the momentum encoder's embeddings.
     """
 
+    uses_keys = True
     centroids: Tensor
     proxies: Tensor
     proxy_labels: Tensor
@@ -155,6 +157,7 @@ class MomentumMemory(MemoryBank):
                 f"MODEL.ICE.MOMENTUM_MEMORY.FEATURES is {node.FEATURES!r}; choose one of {', '.join(FEATURES)}"
             )
         self.momentum, self.choice, self.source = node.MOMENTUM, node.UPDATE, node.FEATURES
+        self.uses_keys = node.FEATURES == "keys"
         self._instances = False  # whether outliers are classes of their own, without proxies
 
     def rebuild(self, features: Tensor, labels: Tensor, camids: Tensor) -> None:

@@ -173,14 +173,12 @@ class ICE(Baseline):
 
     def _step_features(self, batch: Batch) -> StepFeatures:
         """Run the views through the encoders, in the reference code's order."""
-        strong, strong_key, weak = (self.preprocess_image(batch, view) for view in VIEWS)
+        strong = self.preprocess_image(batch)
         query = self._online(strong).float()
-        with torch.no_grad():
-            order = self._permutation(len(strong) * comm.get_world_size())
-            if self.unused_passes:
-                self._online(strong_key)
-                self._momentum(strong, order)
-            keys, weak_keys = self._momentum(strong_key, order), self._momentum(weak, order)
+        if self._needs_keys():
+            keys, weak_keys = self._momentum_embeddings(batch, strong)
+        else:
+            keys = weak_keys = query.new_empty(0, query.shape[1])
         labels, camids = (batch[name].to(self.device, non_blocking=True) for name in ("targets", "camids"))
         own = slice(comm.get_rank() * len(strong), (comm.get_rank() + 1) * len(strong))
         return StepFeatures(
@@ -194,6 +192,22 @@ class ICE(Baseline):
             key_camids=gather(camids),
             num_processes=comm.get_world_size(),
         )
+
+    def _needs_keys(self) -> bool:
+        """Whether anything looks at the momentum encoder's embeddings, or at the statistics that its passes move."""
+        if self.unused_passes or self.eval_encoder == "momentum" or self.memory.uses_keys:
+            return True
+        return any(getattr(loss, "uses_keys", True) for loss in self.loss_functions.values())
+
+    @torch.no_grad()
+    def _momentum_embeddings(self, batch: Batch, strong: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, D) momentum embeddings of the second strong and of the weak views of all processes."""
+        strong_key, weak = (self.preprocess_image(batch, view) for view in VIEWS[1:])
+        order = self._permutation(len(strong) * comm.get_world_size())
+        if self.unused_passes:
+            self._online(strong_key)
+            self._momentum(strong, order)
+        return self._momentum(strong_key, order), self._momentum(weak, order)
 
     def _momentum(self, images: Tensor, order: Tensor | None) -> Tensor:
         """(B, D) momentum embeddings of all processes' images, normalised in chunks of the permuted batch."""

@@ -20,6 +20,8 @@ def gather(tensor: Tensor) -> Tensor:
 class StepFeatures:
     """Embeddings and labels of a step. b images are this process's, B = b x number of processes the whole batch's.
 
+    Momentum embeddings are (0, D) where nothing uses them, see ``LOSS_REGISTRY``.
+
     Attributes:
         query: (b, D) online embeddings of the first strong view; the only tensor with a gradient.
         weak_query: (b, D) momentum embeddings of the weak view of the same images.
