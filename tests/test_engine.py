@@ -359,6 +359,26 @@ def test_outliers_as_instances(tmp_path, monkeypatch):
     assert all(math.isfinite(value) for name, value in row.items() if name.startswith("loss"))
 
 
+def test_outliers_of_a_track_are_one_instance(tmp_path):
+    trainer = train(
+        tmp_path,
+        DATASETS__NAMES=("TinyTracks",),
+        CLUSTERING__TRACKS="must_link",
+        CLUSTERING__OUTLIERS="instances",
+        CLUSTERING__K1=3,
+        CLUSTERING__K2=1,
+        SOLVER__MAX_EPOCH=1,
+        SOLVER__ITERS_PER_EPOCH=1,
+        TEST__EVAL_START=False,
+    )
+    hook, tracks = trainer.clustering, trainer.clustering.images.tracks.ids
+    outliers = hook.labels < 0
+    assert len(tracks[outliers].unique()) < outliers.sum() and hook.labels.max() >= 1
+    pairs = torch.stack([tracks, hook.targets])[:, outliers].unique(dim=1)
+    assert len(pairs[0].unique()) == len(pairs[1].unique()) == pairs.shape[1]  # a label a track, a track a label
+    assert sorted(pairs[1].tolist()) == list(range(int(hook.labels.max()) + 1, len(trainer.model.memory.centroids)))
+
+
 def test_every_recipe_key_in_one_run(tmp_path, monkeypatch):
     """Camera-normalised clustering, a falling eps and a memory that moves reach the run."""
     clusterings = []
