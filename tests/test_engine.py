@@ -13,7 +13,8 @@ import torch
 from fastreid.utils.checkpoint import Checkpointer
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (slow to import: not within a test)
 
-from fastreid_ice.clustering import Clusterer, check_clusters, summarize
+from fastreid_ice.clustering import METHODS, Clusterer, check_clusters, summarize
+from fastreid_ice.clustering.methods import Method
 from fastreid_ice.engine import EpochRecorder, ICETrainer, setup
 from fastreid_ice.engine.checks import check_config, clustering_config
 from fastreid_ice.modeling import ICE
@@ -357,6 +358,38 @@ def test_outliers_as_instances(tmp_path, monkeypatch):
     assert torch.equal(labels >= clusters, camids < 0)
     assert 0 < (camids < 0).float().mean() <= 0.6  # DATALOADER.OUTLIER_SHARE 0.5, and the end of a pass
     assert all(math.isfinite(value) for name, value in row.items() if name.startswith("loss"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"DATALOADER__OUTLIER_SHARE": 1.0}, None),
+        ({"DATALOADER__OUTLIER_SHARE": 0.1}, "Clustering found 3 clusters, but a batch needs 8"),
+        ({"CLUSTERING__OUTLIERS": "drop"}, "Clustering found 3 clusters, but a batch needs 8"),
+        ({"CLUSTERING__METHOD": "none"}, "Clustering found no cluster"),
+    ],
+)
+def test_outliers_fill_a_batch(tmp_path, monkeypatch, overrides, message):
+    """Three clusters of two images, all others outliers; or no cluster."""
+    few = Method(
+        lambda features, *_: torch.where(torch.arange(len(features)) < 6, torch.arange(len(features)) // 2, -1)
+    )
+    monkeypatch.setitem(METHODS, "few", few)
+    monkeypatch.setitem(METHODS, "none", Method(lambda features, *_: torch.full((len(features),), -1)))
+    options = {
+        "CLUSTERING__METHOD": "few",
+        "CLUSTERING__OUTLIERS": "instances",
+        "DATALOADER__OUTLIER_SHARE": 1.0,
+        "DATALOADER__NUM_INSTANCE": 1,
+        "SOLVER__MAX_EPOCH": 1,
+        "SOLVER__ITERS_PER_EPOCH": 2,
+        **overrides,
+    }
+    if message is None:
+        assert train(tmp_path, **options).clustering.targets.max() == 50
+        return
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, **options)
 
 
 def test_outliers_of_a_track_are_one_instance(tmp_path):

@@ -86,7 +86,7 @@ class IdentityCameraSampler(Sampler):
         self.share = slice(rank * share, (rank + 1) * share)
         self.clusters = _images_of_clusters(labels.cpu().numpy())
         self.outliers = np.flatnonzero(labels.cpu().numpy() < 0)
-        self.outlier_slots = _outlier_slots(len(self.clusters), len(self.outliers), num_instances, outlier_share)
+        self.outlier_slots = outlier_slots(len(self.clusters), len(self.outliers), num_instances, outlier_share)
         self.camids = camids.cpu().numpy()
         needed = batch_size // num_instances
         if len(self.clusters) + self.outlier_slots < needed:
@@ -135,11 +135,17 @@ class IdentityCameraSampler(Sampler):
         return chosen.reshape(self.outlier_slots, self.num_instances)
 
 
-def _outlier_slots(clusters: int, outliers: int, num_instances: int, share: float) -> int:
+def outlier_slots(clusters: int, outliers: int, num_instances: int, share: float) -> int:
     """How many times outliers take the places of a cluster in a pass.
 
+    Args:
+        clusters: how many there are.
+        outliers: how many there are.
+        num_instances: images that take the places of a cluster.
+        share: see :class:`IdentityCameraSampler`.
+
     Example:
-        >>> [_outlier_slots(10, 101, 4, share) for share in (0, 0.2, 0.5, 1)]
+        >>> [outlier_slots(10, 101, 4, share) for share in (0, 0.2, 0.5, 1)]
         [0, 2, 10, 26]
     """
     if not share:

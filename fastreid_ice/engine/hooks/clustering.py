@@ -15,13 +15,21 @@ from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 from torch import Tensor
 
-from fastreid_ice.clustering import Clusterer, ClusteringResult, check_clusters, instance_labels, summarize
+from fastreid_ice.clustering import (
+    Clusterer,
+    ClusteringConfig,
+    ClusteringResult,
+    check_clusters,
+    instance_labels,
+    summarize,
+)
 from fastreid_ice.clustering.outliers import INSTANCES
 from fastreid_ice.clustering.tracks import NONE, track_rows
 from fastreid_ice.data.datasets import TrainingImages
 from fastreid_ice.data.image_cache import ImageCache
 from fastreid_ice.data.loaders import build_feature_loader
 from fastreid_ice.data.randomness import derive_seed
+from fastreid_ice.data.samplers import outlier_slots
 from fastreid_ice.engine.checks import clustering_config
 from fastreid_ice.engine.extraction import FeatureExtractor
 from fastreid_ice.engine.hooks.training import unwrap
@@ -88,8 +96,7 @@ class ClusteringHook(HookBase):
         cameras = images.camids if self.cfg.DATASETS.USE_CAMERAS else None
         config = clustering_config(self.cfg, self.seed, self.trainer.epoch)
         result = Clusterer(config)(features, cameras, images.paths, images.identities, images.tracks)
-        needed = self.cfg.SOLVER.IMS_PER_BATCH // self.cfg.DATALOADER.NUM_INSTANCE
-        check_clusters(result.num_clusters, result.num_outliers, needed, config)
+        self._check_enough(result, config)
         self.labels = result.labels
         if self.cfg.CLUSTERING.OUTLIERS == INSTANCES:
             linked = None if config.tracks == NONE else images.tracks  # the images of a track are one instance
@@ -100,6 +107,16 @@ class ClusteringHook(HookBase):
         self._report(result, extraction, time.perf_counter() - start)
         if comm.is_main_process():
             write_clusters(Path(self.cfg.OUTPUT_DIR) / CLUSTERS_FILE, self.images, result.labels)
+
+    def _check_enough(self, result: ClusteringResult, config: ClusteringConfig) -> None:
+        """Raise ValueError unless the clusters, with the outliers that are drawn, fill a batch."""
+        loader = self.cfg.DATALOADER
+        needed = self.cfg.SOLVER.IMS_PER_BATCH // loader.NUM_INSTANCE
+        clusters, outliers, slots = result.num_clusters, result.num_outliers, 0
+        if self.cfg.CLUSTERING.OUTLIERS == INSTANCES and clusters > 0:  # camera proxies need at least one
+            slots = outlier_slots(clusters, outliers, loader.NUM_INSTANCE, loader.OUTLIER_SHARE)
+        if clusters + slots < needed:
+            check_clusters(clusters, outliers, needed, config)
 
     def _report(self, result: ClusteringResult, extraction: float, total: float) -> None:
         scalars = summarize(result.labels, self.images.identities)
