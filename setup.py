@@ -20,7 +20,10 @@ setup(
     # configs/ travels in the wheel as fastreid_ice/configs
     packages=[*find_packages(include=["fastreid_ice", "fastreid_ice.*"]), "fastreid_ice.configs"],
     package_dir={"fastreid_ice.configs": "configs"},
-    package_data={"fastreid_ice.configs": ["ICE/*.yml"], "fastreid_ice.report": ["*.yml", "*.html", "*.css", "*.js"]},
+    package_data={
+        "fastreid_ice.configs": ["ICE/*.yml", "ICE/recipes/*.yml"],
+        "fastreid_ice.report": ["*.yml", "*.html", "*.css", "*.js"],
+    },
     entry_points={"console_scripts": ["fastreid-ice = fastreid_ice.cli.main:main"]},
     # fastreid 1.4.0 itself is not listed: it pins torch 1.13, and no installer could resolve both.
     # Install it behind these with: pip install --no-deps fastreid==1.4.0

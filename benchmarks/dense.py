@@ -39,6 +39,28 @@ def dense_encoding(features: ArrayLike, k1: int, k2: int) -> np.ndarray:
     return np.stack([weights[ranks[i, :k2]].mean(axis=0) for i in range(images)])
 
 
+def dense_camera_aware_encoding(
+    features: ArrayLike, cameras: ArrayLike, k1: tuple[int, int], k2: tuple[int, int]
+) -> np.ndarray:
+    """Camera-aware encoding of Chen et al. (CVPR 2024): (N, D), (N,) -> (N, N), rows sum to 1.
+
+    ``k1`` and ``k2`` are (intra, inter); the lists have k1 + 1 entries, as in the authors' code.
+    """
+    similarities, ranks = dense_neighbors(features, len(np.asarray(features)))
+    cameras = np.asarray(cameras)
+    images = len(ranks)
+    lists = []
+    for same, length in ((True, k1[0] + 1), (False, k1[1] + 1)):
+        lists.append([[j for j in ranks[i] if (cameras[i] == cameras[j]) == same][:length] for i in range(images)])
+    weights = np.zeros((images, images))
+    for i in range(images):
+        members = [j for kind in lists for j in kind[i] if i in kind[j]]
+        exponentials = np.exp(-(2 - 2 * similarities[i, members]))
+        weights[i, members] = exponentials / exponentials.sum()
+    averaged = [lists[0][i][: k2[0]] + lists[1][i][: k2[1]] for i in range(images)]
+    return np.stack([weights[rows].mean(axis=0) for rows in averaged])
+
+
 def dense_jaccard(encoding: np.ndarray) -> np.ndarray:
     """Jaccard distances 1 - m / (2 - m) of all pairs of rows, m = sum of their element-wise minima."""
     overlaps = np.stack([np.minimum(row, encoding).sum(axis=1) for row in encoding])

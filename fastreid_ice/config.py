@@ -23,7 +23,7 @@ def add_ice_config(cfg: CN) -> None:
     _add_clustering(cfg)
     _add_input(cfg.INPUT)
     _add_schedule(cfg)
-    _add_cache(cfg.DATALOADER)
+    _add_loader(cfg.DATALOADER)
     _add_folder(cfg)
     # Write <OUTPUT_DIR>/report.html at the end of a run: curves, clusters, rankings, costs, config, in one file.
     cfg.REPORT = CN({"ENABLED": True})
@@ -38,11 +38,13 @@ def _add_model(model: CN) -> None:
     # can be named in the config; a function add_config(cfg) in them may add keys. See docs/extending.md.
     model.ICE.IMPORTS = ()
     # What the losses compare with: "MemoryBank" (ref: centroids and proxies, constant within an epoch),
-    # "MomentumMemory" (they follow the encoder from step to step), or a registered one of your own.
+    # "MomentumMemory" (they follow the encoder from step to step), "HardMeanMemory" (the same, with a second centroid
+    # for each cluster that follows its hardest images, as HHCL has it), or a registered one of your own.
     model.ICE.MEMORY = "MemoryBank"
-    # Of "MomentumMemory": share of the old row in [0, 1) (Cluster-Contrast, HHCL: 0.1), and which images of the batch
-    # move it: "each" in turn (Cluster-Contrast), their "mean", or the "hardest" (HHCL).
-    model.ICE.MOMENTUM_MEMORY = CN({"MOMENTUM": 0.1, "UPDATE": "each"})
+    # Of "MomentumMemory": share of the old row in [0, 1) (Cluster-Contrast, HHCL: 0.1; CAP, SpCL: 0.2), and which
+    # images of the batch move it: "each" in turn (Cluster-Contrast), their "mean", or the "hardest". With which
+    # embeddings: the "keys" of the momentum encoder, or the online encoder's "queries" (all these methods).
+    model.ICE.MOMENTUM_MEMORY = CN({"MOMENTUM": 0.1, "UPDATE": "each", "FEATURES": "keys"})
     # Momentum a of the momentum encoder, in [0, 1): m <- a m + (1 - a) online after each step. ref: 0.999.
     model.ICE.MOMENTUM = 0.999
     # In how many contiguous chunks of the batch each process normalises: with 4, one GPU sees the batch statistics
@@ -71,6 +73,12 @@ def _add_losses(losses: CN) -> None:
     losses.AGNOSTIC.NORMALIZE_QUERY = False  # ref: the query keeps its length
     losses.AGNOSTIC.SCALE = 1.0  # weight in the sum of the losses
 
+    # "HardMeanLoss" (HHCL, arXiv 2109.12333) with MODEL.ICE.MEMORY HardMeanMemory.
+    losses.HARD_MEAN = CN()
+    losses.HARD_MEAN.TEMPERATURE = 0.05  # tau
+    losses.HARD_MEAN.SCALE_HARD = 0.5  # lambda: weight of the centroids that follow the hardest images
+    losses.HARD_MEAN.SCALE_MEAN = 0.5  # 1 - lambda; the authors' code has lambda (1 - lambda) = 0.25
+
     losses.CROSS_CAMERA = CN()
     losses.CROSS_CAMERA.TEMPERATURE = 0.07  # tau_c
     losses.CROSS_CAMERA.NUM_NEGATIVES = 50  # N_neg: the most similar proxies of other clusters
@@ -86,6 +94,22 @@ def _add_losses(losses: CN) -> None:
     losses.CROSS_CAMERA.AVERAGE = "camera"
     losses.CROSS_CAMERA.SCALE = 0.5  # weight in the sum of the losses
 
+    # "IntraCameraLoss" (CAP, AAAI 2021) and "OnlineAssociationLoss" (O2CAP, arXiv 2201.05820), made for proxies that
+    # move: MODEL.ICE.MEMORY MomentumMemory. See docs/recipes.md.
+    losses.INTRA_CAMERA = CN()
+    losses.INTRA_CAMERA.TEMPERATURE = 0.07  # tau
+    losses.INTRA_CAMERA.AVERAGE = "camera"  # as above
+    losses.INTRA_CAMERA.SCALE = 1.0
+
+    losses.ONLINE_ASSOCIATION = CN()
+    losses.ONLINE_ASSOCIATION.TEMPERATURE = 0.07  # tau
+    losses.ONLINE_ASSOCIATION.NUM_POSITIVES = 3  # among the best proxy of each camera
+    losses.ONLINE_ASSOCIATION.NUM_NEGATIVES = 50  # the most similar of the other proxies
+    # Weight of the image in the ranking of the proxies, in [0, 1]; the rest is that of the image's own proxy.
+    losses.ONLINE_ASSOCIATION.BALANCE = 0.15
+    losses.ONLINE_ASSOCIATION.AVERAGE = "camera"  # as above
+    losses.ONLINE_ASSOCIATION.SCALE = 1.0
+
     losses.HARD_INSTANCE = CN()
     losses.HARD_INSTANCE.TEMPERATURE = 0.1  # tau_h_ins
     losses.HARD_INSTANCE.SCALE = 1.0
@@ -100,6 +124,9 @@ def _add_clustering(cfg: CN) -> None:
     cfg.CLUSTERING = CN(config_defaults())
     # Cluster before every PERIOD-th epoch, and before the first epoch of every run. ref: 1.
     cfg.CLUSTERING.PERIOD = 1
+    # What becomes of images without a cluster: "drop" (ref: they are not trained on) or "instances" (SpCL: each is a
+    # class of its own, with a centroid and without camera proxies, see docs/recipes.md).
+    cfg.CLUSTERING.OUTLIERS = "drop"
     # EPS of the last epoch: it falls (or rises) linearly from CLUSTERING.EPS, which is the first epoch's. As features
     # get better, images of one person get nearer. 0: EPS throughout (ref).
     cfg.CLUSTERING.EPS_END = 0.0
@@ -153,8 +180,11 @@ def _add_schedule(cfg: CN) -> None:
     cfg.DATASETS.USE_CAMERAS = True
 
 
-def _add_cache(loader: CN) -> None:
+def _add_loader(loader: CN) -> None:
     """The training images are decoded in every epoch, for the clustering and for each of their views."""
+    # With CLUSTERING.OUTLIERS instances: largest share of outliers among the images that are drawn, in (0, 1]. In the
+    # first epochs there can be ten times as many outliers as clusters. 1: each of them as often as a cluster (SpCL).
+    loader.OUTLIER_SHARE = 0.5
     # Decode and resize them once: "none", "ram" (3 x height x width bytes an image, shared by the workers of a process)
     # or "disk" (as much in a file, shared by all processes of a machine and used again by later runs). Not in the
     # paper; the same pixels bit for bit.

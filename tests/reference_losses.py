@@ -59,6 +59,58 @@ def naive_cross_camera(
     return sum(sum(losses) / len(losses) for losses in per_camera.values())
 
 
+def _per_camera(losses, camids, average):
+    """The sum over the cameras of the mean of their losses, or the mean of all."""
+    if average == "image":
+        return sum(losses) / len(losses)
+    cameras = {camera: [loss for loss, other in zip(losses, camids) if other == camera] for camera in camids}
+    return sum(sum(own) / len(own) for own in cameras.values())
+
+
+def naive_intra_camera(query, labels, camids, proxies, proxy_labels, proxy_camids, temperature, average="camera"):
+    losses = []
+    for q, y, camera in zip(query, labels.tolist(), camids.tolist()):
+        logits = {
+            label: _dot(q, p) / math.sqrt(_dot(q, q)) / temperature
+            for p, label, other in zip(proxies, proxy_labels.tolist(), proxy_camids.tolist())
+            if other == camera
+        }
+        losses.append(math.log(sum(math.exp(logit) for logit in logits.values())) - logits[y])
+    return _per_camera(losses, camids.tolist(), average)
+
+
+def naive_online_association(
+    query,
+    labels,
+    camids,
+    proxies,
+    proxy_labels,
+    proxy_camids,
+    temperature,
+    num_positives,
+    num_negatives,
+    balance,
+    average="camera",
+):
+    losses = []
+    keys = list(zip(proxy_labels.tolist(), proxy_camids.tolist()))
+    for q, y, camera in zip(query, labels.tolist(), camids.tolist()):
+        own = proxies[keys.index((y, camera))]
+        cosines = [_dot(q, p) / math.sqrt(_dot(q, q)) for p in proxies]
+        ranks = [balance * s + (1 - balance) * _dot(own, p) for s, p in zip(cosines, proxies)]
+        best = {}
+        for i, (_, other) in enumerate(keys):
+            if other not in best or ranks[i] > ranks[best[other]]:
+                best[other] = i
+        positives = sorted(best.values(), key=lambda i: -ranks[i])[:num_positives]
+        others = [i for i in range(len(ranks)) if i not in positives]
+        negatives = sorted(others, key=lambda i: -ranks[i])[:num_negatives]
+        logits = [s / temperature for s in cosines]
+        partition = math.log(sum(math.exp(logits[i]) for i in positives + negatives))
+        losses.append(partition - sum(logits[i] for i in positives) / len(positives))
+    return _per_camera(losses, camids.tolist(), average)
+
+
 def naive_hard_instance(query, keys, labels, temperature):
     total = 0.0
     for q, y in zip(query, labels.tolist()):

@@ -175,7 +175,7 @@ def test_torch_without_the_newer_setting(monkeypatch, allowed):
 
     settings = SimpleNamespace(allow_tf32=not allowed)
     monkeypatch.setattr(search.torch.backends.cuda, "matmul", settings)
-    with search._tf32(allowed):
+    with search.tf32(allowed):
         assert settings.allow_tf32 == allowed
     assert vars(settings) == {"allow_tf32": not allowed}
 

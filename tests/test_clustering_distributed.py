@@ -22,14 +22,22 @@ def _rank(rank, world, store, features, folder):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     register_method("halves")(halves)
     for number, options in enumerate(_OPTIONS):
-        result = Clusterer(ClusteringConfig(k1=10, **options))(features)
+        result = Clusterer(ClusteringConfig(k1=10, **options))(features, camids=_CAMERAS)
         torch.save((result.labels, result.num_clusters, result.knn_recall), folder / f"{rank}-{number}.pt")
     one = Clusterer(ClusteringConfig(min_samples=1))(features[:1])  # the second rank has no rows
     assert one.labels.tolist() == [0]
     dist.destroy_process_group()
 
 
-_OPTIONS = [{}, {"backend": "torch"}, {"knn": "hnsw"}, {"method": "kmeans", "num_clusters": 30}, {"method": "halves"}]
+_OPTIONS = [
+    {},
+    {"backend": "torch"},
+    {"knn": "hnsw"},
+    {"method": "kmeans", "num_clusters": 30},
+    {"method": "halves"},
+    {"method": "ca_jaccard_dbscan"},
+]
+_CAMERAS = torch.arange(341) % 3
 
 
 def test_two_processes_equal_one(tmp_path, monkeypatch):
@@ -37,7 +45,7 @@ def test_two_processes_equal_one(tmp_path, monkeypatch):
     features = blobs(31, 11, dimensions=6, spread=0.3)  # 341 images: unequal shares
     mp.spawn(_rank, (2, tmp_path / "store", features, tmp_path), nprocs=2)
     for number, options in enumerate(_OPTIONS):
-        alone = Clusterer(ClusteringConfig(k1=10, **options))(features)
+        alone = Clusterer(ClusteringConfig(k1=10, **options))(features, camids=_CAMERAS)
         assert alone.num_clusters > 5
         first, second = (torch.load(tmp_path / f"{rank}-{number}.pt") for rank in range(2))
         assert torch.equal(first[0], second[0]) and torch.equal(first[0], alone.labels)

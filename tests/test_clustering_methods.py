@@ -16,7 +16,7 @@ from fastreid_ice.clustering import (
 )
 from tests.clustering_features import blobs
 
-BUILT_IN = ("jaccard_dbscan", "kmeans", "ground_truth")
+BUILT_IN = ("jaccard_dbscan", "kmeans", "ground_truth", "ca_jaccard_dbscan")
 
 
 @pytest.fixture

@@ -32,6 +32,16 @@ RUNS = {
         4,
         {"atol": 1e-5, "rtol": 1e-4},
     ),
+    "queries move the memory": (
+        {
+            "CLUSTERING__METHOD": "ground_truth",
+            "MODEL__LOSSES__NAME": ("HardMeanLoss", "IntraCameraLoss", "OnlineAssociationLoss"),
+            "MODEL__ICE__MEMORY": "HardMeanMemory",
+            "MODEL__ICE__MOMENTUM_MEMORY__FEATURES": "queries",
+        },
+        4,
+        {"atol": 1e-5, "rtol": 1e-4},
+    ),
     "clusters": (CLUSTERED, 2, {"atol": 1e-5, "rtol": 1e-4}),
     "clusters, bfloat16": (
         {**CLUSTERED, "SOLVER__AMP__ENABLED": True, "SOLVER__AMP__DTYPE": "bfloat16"},

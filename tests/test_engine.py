@@ -13,7 +13,8 @@ import torch
 from fastreid.utils.checkpoint import Checkpointer
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (slow to import: not within a test)
 
-from fastreid_ice.clustering import Clusterer, check_clusters, summarize
+from fastreid_ice.clustering import METHODS, Clusterer, check_clusters, summarize
+from fastreid_ice.clustering.methods import Method
 from fastreid_ice.engine import EpochRecorder, ICETrainer, setup
 from fastreid_ice.engine.checks import check_config, clustering_config
 from fastreid_ice.modeling import ICE
@@ -332,6 +333,85 @@ def test_eps_of_an_epoch(epoch, eps):
     assert clustering_config(ice_config(CLUSTERING__EPS=0.55), 1, epoch).eps == 0.55
 
 
+def test_outliers_as_instances(tmp_path, monkeypatch):
+    """The losses see classes behind the clusters, without cameras; reports keep to the clustering."""
+    seen = []
+    original = ICE._step_features
+    monkeypatch.setattr(ICE, "_step_features", lambda *args: (seen.append(original(*args)), seen[-1])[1])
+    trainer = train(
+        tmp_path,
+        CLUSTERING__OUTLIERS="instances",
+        CLUSTERING__EPS=0.2,
+        MODEL__ICE__MEMORY="MomentumMemory",
+        SOLVER__MAX_EPOCH=1,
+        SOLVER__ITERS_PER_EPOCH=20,
+        TEST__EVAL_START=False,
+    )
+    row = records(tmp_path)[-1]
+    clusters, outliers = int(row["clusters"]), int(row["outliers"])
+    assert clusters >= 2 and outliers > 1
+    written = [int(line.split(",")[1]) for line in (tmp_path / "clusters.csv").read_text().splitlines()[1:]]
+    assert written.count(-1) == outliers and max(written) == clusters - 1
+    memory = trainer.model.memory
+    assert len(memory.centroids) == clusters + outliers and int(memory.proxy_labels.max()) == clusters - 1
+    labels, camids = torch.cat([s.key_labels for s in seen]), torch.cat([s.key_camids for s in seen])
+    assert torch.equal(labels >= clusters, camids < 0)
+    assert 0 < (camids < 0).float().mean() <= 0.6  # DATALOADER.OUTLIER_SHARE 0.5, and the end of a pass
+    assert all(math.isfinite(value) for name, value in row.items() if name.startswith("loss"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"DATALOADER__OUTLIER_SHARE": 1.0}, None),
+        ({"DATALOADER__OUTLIER_SHARE": 0.1}, "Clustering found 3 clusters, but a batch needs 8"),
+        ({"CLUSTERING__OUTLIERS": "drop"}, "Clustering found 3 clusters, but a batch needs 8"),
+        ({"CLUSTERING__METHOD": "none"}, "Clustering found no cluster"),
+    ],
+)
+def test_outliers_fill_a_batch(tmp_path, monkeypatch, overrides, message):
+    """Three clusters of two images, all others outliers; or no cluster."""
+    few = Method(
+        lambda features, *_: torch.where(torch.arange(len(features)) < 6, torch.arange(len(features)) // 2, -1)
+    )
+    monkeypatch.setitem(METHODS, "few", few)
+    monkeypatch.setitem(METHODS, "none", Method(lambda features, *_: torch.full((len(features),), -1)))
+    options = {
+        "CLUSTERING__METHOD": "few",
+        "CLUSTERING__OUTLIERS": "instances",
+        "DATALOADER__OUTLIER_SHARE": 1.0,
+        "DATALOADER__NUM_INSTANCE": 1,
+        "SOLVER__MAX_EPOCH": 1,
+        "SOLVER__ITERS_PER_EPOCH": 2,
+        **overrides,
+    }
+    if message is None:
+        assert train(tmp_path, **options).clustering.targets.max() == 50
+        return
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, **options)
+
+
+def test_outliers_of_a_track_are_one_instance(tmp_path):
+    trainer = train(
+        tmp_path,
+        DATASETS__NAMES=("TinyTracks",),
+        CLUSTERING__TRACKS="must_link",
+        CLUSTERING__OUTLIERS="instances",
+        CLUSTERING__K1=3,
+        CLUSTERING__K2=1,
+        SOLVER__MAX_EPOCH=1,
+        SOLVER__ITERS_PER_EPOCH=1,
+        TEST__EVAL_START=False,
+    )
+    hook, tracks = trainer.clustering, trainer.clustering.images.tracks.ids
+    outliers = hook.labels < 0
+    assert len(tracks[outliers].unique()) < outliers.sum() and hook.labels.max() >= 1
+    pairs = torch.stack([tracks, hook.targets])[:, outliers].unique(dim=1)
+    assert len(pairs[0].unique()) == len(pairs[1].unique()) == pairs.shape[1]  # a label a track, a track a label
+    assert sorted(pairs[1].tolist()) == list(range(int(hook.labels.max()) + 1, len(trainer.model.memory.centroids)))
+
+
 def test_every_recipe_key_in_one_run(tmp_path, monkeypatch):
     """Camera-normalised clustering, a falling eps and a memory that moves reach the run."""
     clusterings = []
@@ -362,13 +442,21 @@ def test_every_recipe_key_in_one_run(tmp_path, monkeypatch):
         ({"DATALOADER__SAMPLER_TRAIN": "NaiveIdentitySampler"}, "IdentityCameraSampler"),
         ({"SOLVER__ITERS_PER_EPOCH": 0}, "SOLVER.ITERS_PER_EPOCH"),
         ({"CLUSTERING__PERIOD": 0}, "CLUSTERING.PERIOD"),
+        ({"CLUSTERING__OUTLIERS": "keep"}, "CLUSTERING.OUTLIERS is 'keep'; it must be one of drop, instances"),
+        ({"DATALOADER__OUTLIER_SHARE": 0.0}, "DATALOADER.OUTLIER_SHARE is 0.0; it must be above 0"),
         ({"CLUSTERING__EPS_END": 1.0}, "CLUSTERING.EPS_END is 1.0"),
+        (
+            {"CLUSTERING__METHOD": "ca_jaccard_dbscan", "DATASETS__USE_CAMERAS": False}
+            | {"MODEL__LOSSES__NAME": ("AgnosticLoss",)},
+            "CLUSTERING.METHOD ca_jaccard_dbscan needs camera ids",
+        ),
         (
             {"CLUSTERING__CAMERA_NORMALIZATION": True, "DATASETS__USE_CAMERAS": False}
             | {"MODEL__LOSSES__NAME": ("AgnosticLoss",)},
             "CLUSTERING.CAMERA_NORMALIZATION needs camera ids",
         ),
         ({"MODEL__ICE__MOMENTUM_MEMORY__UPDATE": "last", "MODEL__ICE__MEMORY": "MomentumMemory"}, "UPDATE is 'last'"),
+        ({"MODEL__LOSSES__NAME": ("HardMeanLoss",)}, "needs MODEL.ICE.MEMORY HardMeanMemory, not MemoryBank"),
     ],
 )
 def test_contradictions_in_the_config(overrides, message):

@@ -6,9 +6,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastreid_ice.losses import agnostic_loss, cross_camera_loss, hard_instance_loss, soft_instance_loss
+from fastreid_ice.losses import (
+    agnostic_loss,
+    cross_camera_loss,
+    hard_instance_loss,
+    intra_camera_loss,
+    online_association_loss,
+    soft_instance_loss,
+)
 from tests.conftest import load_numbers
-from tests.reference_losses import naive_agnostic, naive_cross_camera, naive_hard_instance, naive_soft_instance
+from tests.reference_losses import (
+    naive_agnostic,
+    naive_cross_camera,
+    naive_hard_instance,
+    naive_intra_camera,
+    naive_online_association,
+    naive_soft_instance,
+)
 
 GOLDEN = ("losses_market_like", "losses_few_proxies", "losses_one_camera")
 
@@ -127,6 +141,108 @@ class TestCrossCamera:
     def test_unknown_norm_lists_the_choices(self):
         with pytest.raises(ValueError, match="dimension, proxy"):
             cross_camera_loss(*self.case(), proxy_norm="column")
+
+
+def proxy_case(queries=8, clusters=6, cameras=4, dim=5, missing=2):
+    """Queries and camera proxies; some clusters are not seen by the last camera, from which no image is then."""
+    proxy_labels = torch.arange(clusters).repeat(cameras)[: clusters * cameras - missing]
+    proxy_camids = torch.arange(cameras).repeat_interleave(clusters)[: len(proxy_labels)]
+    proxies = F.normalize(torch.randn(len(proxy_labels), dim), dim=1)
+    images = torch.randint(len(proxies), (queries,))
+    return torch.randn(queries, dim), proxy_labels[images], proxy_camids[images], proxies, proxy_labels, proxy_camids
+
+
+PROXY_LOSSES = [cross_camera_loss, intra_camera_loss, online_association_loss]
+
+
+class TestIntraCamera:
+    def test_by_hand(self):
+        # The own camera's proxies at 0 (own cluster) and 90 degrees; one of the own cluster elsewhere does not count.
+        proxies = on_circle(0, 90, 0)
+        cameras = torch.tensor([3, 3, 5])
+        loss = intra_camera_loss(
+            on_circle(0), torch.tensor([0]), torch.tensor([3]), proxies, torch.tensor([0, 1, 0]), cameras, 1.0
+        )
+        assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)))
+
+    @pytest.mark.parametrize("average", ["camera", "image"])
+    def test_naive(self, average):
+        case = proxy_case()
+        loss = intra_camera_loss(*case, 0.07, average)
+        assert loss.item() == pytest.approx(naive_intra_camera(*case, 0.07, average), rel=1e-4)
+
+
+class TestOnlineAssociation:
+    def test_by_hand(self):
+        # Image and own proxy at 0 degrees. Camera 0: 0 (own), 60; camera 1: 90, 120; camera 2: 180.
+        # The best of the cameras are 0, 90 and 180; of these 0 and 90 are the two positives, 60 the hardest other.
+        loss = online_association_loss(
+            on_circle(0),
+            torch.tensor([0]),
+            torch.tensor([0]),
+            on_circle(0, 60, 90, 120, 180),
+            torch.tensor([0, 1, 2, 3, 4]),
+            torch.tensor([0, 0, 1, 1, 2]),
+            temperature=1.0,
+            num_positives=2,
+            num_negatives=1,
+        )
+        assert loss.item() == pytest.approx(math.log(math.e + math.sqrt(math.e) + 1) - 0.5, abs=1e-6)
+
+    @pytest.mark.parametrize("cameras", [1, 2, 4])  # fewer than three, and more
+    @pytest.mark.parametrize("negatives", [0, 4, 50])
+    @pytest.mark.parametrize("balance", [0.15, 1.0])
+    def test_naive(self, cameras, negatives, balance):
+        case = proxy_case(cameras=cameras)
+        for average in ("camera", "image"):
+            loss = online_association_loss(*case, 0.07, 3, negatives, balance, average)
+            expected = naive_online_association(*case, 0.07, 3, negatives, balance, average)
+            assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+    def test_equal_proxies(self):
+        """Of equal proxies of a camera only the first is its best, and the others may be negatives."""
+        case = list(proxy_case(missing=0))
+        case[3] = case[3][:1].expand_as(case[3])
+        loss = online_association_loss(*case, 1.0)
+        assert loss.item() == pytest.approx(len(case[2].unique()) * math.log(24), rel=1e-5)
+
+    def test_the_order_of_the_proxies_does_not_matter(self):
+        query, labels, camids, *memory = proxy_case()
+        order = torch.randperm(len(memory[0]))
+        shuffled = [part[order] for part in memory]
+        loss = online_association_loss(query, labels, camids, *memory)
+        torch.testing.assert_close(loss, online_association_loss(query, labels, camids, *shuffled))
+
+
+@pytest.mark.parametrize("loss", PROXY_LOSSES)
+class TestProxyLosses:
+    def test_shares_of_a_batch_add_up(self, loss):
+        query, labels, camids, *memory = proxy_case()
+        shares = [
+            loss(query[part], labels[part], camids[part], *memory, batch_camids=camids)
+            for part in (slice(0, 3), slice(3, 8))
+        ]
+        torch.testing.assert_close(sum(shares), loss(query, labels, camids, *memory))
+
+    @pytest.mark.parametrize("average", ["camera", "image"])
+    def test_images_of_camera_minus_one_are_left_out(self, loss, average):
+        query, labels, camids, *memory = proxy_case()
+        expected = loss(query, labels, camids, *memory, average=average)
+        more = torch.cat([query, torch.randn(2, 5)]).requires_grad_()
+        labels, camids = torch.cat([labels, torch.tensor([77, 78])]), torch.cat([camids, torch.tensor([-1, -1])])
+        found = loss(more, labels, camids, *memory, average=average)
+        torch.testing.assert_close(found, expected)
+        gradient = torch.autograd.grad(found, more)[0]
+        assert gradient.isfinite().all() and gradient[:8].abs().sum() > 0 and gradient[8:].abs().max() == 0
+
+    def test_what_cannot_be(self, loss):
+        query, labels, camids, *memory = proxy_case()
+        with pytest.raises(ValueError, match=rf"{loss.__name__}: no proxy for the pseudo labels \[9\]"):
+            loss(query, torch.full_like(labels, 9), camids, *memory)
+        with pytest.raises(ValueError, match=f"{loss.__name__}: query .* do not fit together"):
+            loss(query, labels[:3], camids, *memory)
+        with pytest.raises(ValueError, match="AVERAGE is 'cluster'; choose one of camera, image"):
+            loss(query, labels, camids, *memory, average="cluster")
 
 
 class TestHardInstance:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from fastreid.modeling import build_model
 
-from fastreid_ice.modeling import LOSS_REGISTRY, MemoryBank, StepFeatures, build_losses
+from fastreid_ice.modeling import ICE, LOSS_REGISTRY, MemoryBank, StepFeatures, build_losses
 from tests import tiny  # noqa: F401  (registers the backbone)
 from tests.conftest import ice_config
 
@@ -71,8 +71,43 @@ def test_a_users_own_loss():
 
 
 def test_unknown_loss_lists_the_choices():
-    with pytest.raises(ValueError, match="AgnosticLoss, CrossCameraLoss, HardInstanceLoss, SoftInstanceLoss"):
+    with pytest.raises(ValueError, match="AgnosticLoss, CrossCameraLoss, HardInstanceLoss, HardMeanLoss, "):
         build(MODEL__LOSSES__NAME=("TripletLoss",))
+
+
+def test_passes_that_nothing_looks_at_are_left_out(monkeypatch):
+    """Cluster-Contrast with and without the momentum encoder's passes: the same losses, gradients and memory."""
+    recipe = {
+        "MODEL__LOSSES__NAME": ("AgnosticLoss", "CrossCameraLoss", "IntraCameraLoss", "OnlineAssociationLoss"),
+        "MODEL__ICE__MEMORY": "MomentumMemory",
+        "MODEL__ICE__MOMENTUM_MEMORY__FEATURES": "queries",
+        "MODEL__ICE__EVAL_ENCODER": "online",
+    }
+    passes = []
+    original = ICE._momentum
+    monkeypatch.setattr(ICE, "_momentum", lambda *args: (passes.append(1), original(*args))[1])
+
+    def step(**overrides):
+        passes.clear()
+        torch.manual_seed(5)
+        model = build(**{**recipe, **overrides}).train()
+        losses = model(batch())
+        sum(losses.values()).backward()
+        model.after_step()
+        gradients = [parameter.grad for parameter in model.backbone.parameters()]
+        return len(passes), losses, gradients, model.memory.centroids, model.memory.proxies
+
+    monkeypatch.setattr(ICE, "_needs_keys", lambda model: True)
+    with_passes = step()
+    monkeypatch.undo()
+    monkeypatch.setattr(ICE, "_momentum", lambda *args: (passes.append(1), original(*args))[1])
+    without = step()
+    assert (with_passes[0], without[0]) == (2, 0)
+    torch.testing.assert_close(without[1:], with_passes[1:], rtol=0, atol=0)
+    assert step(MODEL__ICE__EVAL_ENCODER="momentum")[0] == 2  # its statistics move in these passes
+    assert step(MODEL__ICE__MOMENTUM_MEMORY__FEATURES="keys")[0] == 2
+    assert step(MODEL__ICE__MEMORY="MemoryBank")[0] == 2  # a memory of one's own may use them
+    assert step(MODEL__LOSSES__NAME=("AgnosticLoss", "HardInstanceLoss"))[0] == 2
 
 
 def test_only_the_online_encoder_trains():
@@ -212,7 +247,7 @@ def test_precise_bn_batches_move_statistics_only():
         ({"MODEL__ICE__MOMENTUM": 1.0}, "MODEL.ICE.MOMENTUM"),
         ({"MODEL__ICE__EVAL_ENCODER": "teacher"}, "momentum, online"),
         ({"MODEL__HEADS__POOL_LAYER": "AvgPool"}, "GlobalAvgPool"),
-        ({"MODEL__ICE__MEMORY": "Queue"}, "choose one of MemoryBank"),
+        ({"MODEL__ICE__MEMORY": "Queue"}, "choose one of HardMeanMemory, MemoryBank"),
         ({"MODEL__LOSSES__AGNOSTIC__TEMPERATURE": 0.0}, "MODEL.LOSSES.AGNOSTIC.TEMPERATURE is 0.0"),
         ({"MODEL__LOSSES__AGNOSTIC__SMOOTHING": 1.0}, "MODEL.LOSSES.AGNOSTIC.SMOOTHING"),
         ({"MODEL__LOSSES__CROSS_CAMERA__AVERAGE": "mean"}, "camera, image"),

@@ -46,6 +46,52 @@ def sampler(labels, camids=None, **arguments):
     return IdentityCameraSampler(labels, camids, **{**defaults, **arguments})
 
 
+class TestOutliers:
+    labels = [0, 0, 1, 1, 2, 2, *[-1] * 10]
+
+    def slots(self, share, batches=400, **arguments):
+        """The pairs of images that take the places of a cluster, pass after pass."""
+        images = [image for image, _ in sampler(self.labels, batches=batches, outlier_share=share, **arguments)]
+        return list(zip(images[::2], images[1::2]))
+
+    def test_a_pass_shows_each_outlier_once(self):
+        # 3 clusters and 5 pairs of outliers are 4 batches of two places each.
+        for start in range(0, 80, 8):
+            one_pass = self.slots(1.0)[start : start + 8]
+            alone = [image for pair in one_pass for image in pair if self.labels[image] < 0]
+            assert sorted(alone) == list(range(6, 16))
+            assert sorted(self.labels[a] for a, _ in one_pass if self.labels[a] >= 0) == [0, 1, 2]
+
+    def test_places_are_not_shared(self):
+        for a, b in self.slots(1.0):
+            assert self.labels[a] == self.labels[b] and a != b
+
+    def test_a_share(self):
+        # As many places as the clusters have: 3 and 3 in a pass; each outlier in 6 of 10 passes.
+        slots = self.slots(0.5)
+        assert sum(self.labels[a] < 0 for a, _ in slots) == len(slots) / 2
+        counts = Counter(image for pair in slots for image in pair if self.labels[image] < 0)
+        assert len(counts) == 10 and min(counts.values()) > 0.75 * max(counts.values())
+
+    def test_what_lacks_is_drawn_again(self):
+        labels = [0, 0, 1, 1, -1, -1, -1]
+        images = [image for image, _ in sampler(labels, batches=50, outlier_share=1.0)]
+        for start in range(0, 200, 8):
+            counts = Counter(image for image in images[start : start + 8] if labels[image] < 0)
+            assert sorted(counts.values()) == [1, 1, 2]
+        alone = sampler([0, 0, -1], batches=5, outlier_share=1.0, num_instances=4, batch_size=8)
+        assert Counter(image for image, _ in alone)[2] == 20
+
+    def test_without_a_share_nothing_changes(self):
+        without = [label for label in self.labels if label >= 0]
+        assert list(sampler(self.labels)) == list(sampler(without))
+
+    def test_too_few_even_so(self):
+        with pytest.raises(ValueError, match="1 clusters, but a batch needs 2"):
+            sampler([0, 0])
+        sampler([0, 0, -1], outlier_share=0.5)
+
+
 class TestIdentityCameraSampler:
     labels = [0, 0, 1, 1, 2, 2, -1, -1, 2]
 

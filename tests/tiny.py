@@ -30,6 +30,15 @@ class TinyReID(SyntheticReID):
         )
 
 
+@DATASET_REGISTRY.register()
+class TinyTracks(TinyReID):
+    """The same images, of each person under each camera in one track."""
+
+    def __init__(self, root="datasets", **kwargs):
+        super().__init__(root=root, **kwargs)
+        self.tracks = {path: (f"{person} {camera}", None) for path, person, camera in self.train}
+
+
 @BACKBONE_REGISTRY.register()
 def build_two_convolutions(cfg):
     """The backbone of the reference trajectories: (B, 3, H, W) -> (B, 32, H/4, W/4)."""

@@ -5,10 +5,19 @@ to which a user may add; ``clusterer`` runs one.
 """
 
 from fastreid_ice.clustering.approximate import approximate_neighbors
+from fastreid_ice.clustering.ca_jaccard import camera_aware_encoding, camera_aware_neighbors
 from fastreid_ice.clustering.clusterer import Clusterer, ClusteringResult, cluster_features
 from fastreid_ice.clustering.config import ClusteringConfig, config_defaults
 from fastreid_ice.clustering.costs import Costs
-from fastreid_ice.clustering.methods import METHODS, ImageFacts, check_clusters, method_names, register_method
+from fastreid_ice.clustering.methods import (
+    METHODS,
+    ImageFacts,
+    check_cameras,
+    check_clusters,
+    method_names,
+    register_method,
+)
+from fastreid_ice.clustering.outliers import OUTLIERS, instance_labels
 from fastreid_ice.clustering.prepare import prepare_features
 from fastreid_ice.clustering.quality import summarize
 from fastreid_ice.clustering.spherical_kmeans import kmeans
@@ -17,6 +26,7 @@ from fastreid_ice.clustering.tracks import TRACK_MODES, Tracks, check_tracks
 
 __all__ = [
     "METHODS",
+    "OUTLIERS",
     "TRACK_MODES",
     "Clusterer",
     "ClusteringConfig",
@@ -25,11 +35,15 @@ __all__ = [
     "ImageFacts",
     "Tracks",
     "approximate_neighbors",
+    "camera_aware_encoding",
+    "camera_aware_neighbors",
+    "check_cameras",
     "check_clusters",
     "check_tracks",
     "cluster_features",
     "config_defaults",
     "dbscan",
+    "instance_labels",
     "jaccard_distances",
     "k_reciprocal_encoding",
     "kmeans",

@@ -15,7 +15,7 @@ from fastreid_ice.camera_normalization import camera_normalized
 from fastreid_ice.clustering import distributed
 from fastreid_ice.clustering.config import ClusteringConfig
 from fastreid_ice.clustering.costs import Costs
-from fastreid_ice.clustering.methods import METHODS, ImageFacts
+from fastreid_ice.clustering.methods import METHODS, ImageFacts, check_cameras
 from fastreid_ice.clustering.prepare import prepare_features
 from fastreid_ice.clustering.tracks import (
     MUST_AND_CANNOT_LINK,
@@ -94,8 +94,8 @@ class Clusterer:
 
         Args:
             features: (N, D) tensor or array, any float type, any device; rows are normalised where they are not.
-            camids: (N,) camera ids, handed to the method; of those built in none looks at them. Needed for
-                CLUSTERING.CAMERA_NORMALIZATION.
+            camids: (N,) camera ids, handed to the method; of those built in "ca_jaccard_dbscan" needs them. Needed for
+                CLUSTERING.CAMERA_NORMALIZATION too.
             names: N image paths for error messages.
             identities: (N,) true identities, if they are known; of the methods built in only "ground_truth" looks at
                 them.
@@ -112,6 +112,7 @@ class Clusterer:
         on_cpu = "cpu" if self.config.backend == "numba" else None
         features = prepare_features(features, device=on_cpu, names=names)
         images = _image_facts(len(features), camids, names, identities, tracks)
+        check_cameras(self.config.method, images.camids is not None)
         costs = Costs(features.device)
         if self.config.camera_normalization:
             with costs.stage("cameras"):

@@ -19,9 +19,9 @@ class ClusteringConfig:
     """Parameters of one clustering; the defaults are those of ICE on Market-1501.
 
     Attributes:
-        method: CLUSTERING.METHOD. "jaccard_dbscan" (ICE), "kmeans" (spherical k-means, no outliers), "ground_truth"
-            (the true identities, an upper bound) or a name given to
-            :func:`~fastreid_ice.clustering.register_method`.
+        method: CLUSTERING.METHOD. "jaccard_dbscan" (ICE), "ca_jaccard_dbscan" (likewise, on
+            camera-aware Jaccard distances), "kmeans" (spherical k-means, no outliers), "ground_truth" (the true
+            identities, an upper bound) or a name given to :func:`~fastreid_ice.clustering.register_method`.
         k1: CLUSTERING.K1. Length of a neighbour list, the image itself included; k1 of Zhong et al., CVPR 2017.
         k2: CLUSTERING.K2. Rows averaged by the query expansion, the image's own included; 1 turns it off.
         eps: CLUSTERING.EPS. Largest Jaccard distance between two DBSCAN neighbours, in (0, 1).
@@ -30,6 +30,13 @@ class ClusteringConfig:
         knn_recall: CLUSTERING.KNN_RECALL. Share of the true neighbours that "ivf" and "hnsw" are to find, in (0, 1]:
             they search as thoroughly as a sample of the images needs for it.
         num_clusters: CLUSTERING.NUM_CLUSTERS. Number of clusters of "kmeans"; not used by "jaccard_dbscan".
+        k1_intra: CLUSTERING.K1_INTRA. Of "ca_jaccard_dbscan" (Chen et al., CVPR 2024): nearest images of the own camera
+            in a list, besides the image itself.
+        k1_inter: CLUSTERING.K1_INTER. Of "ca_jaccard_dbscan": nearest images of the other cameras in a list; one more
+            is taken, as in the authors' code.
+        k2_intra: CLUSTERING.K2_INTRA. Of "ca_jaccard_dbscan": rows of the own camera that the query expansion averages,
+            the image's own included. The authors take 2 and K2_INTER 4, or 3 and 3, and 3 and 3 in the first epoch.
+        k2_inter: CLUSTERING.K2_INTER. Of "ca_jaccard_dbscan": rows of the other cameras that it averages.
         tracks: CLUSTERING.TRACKS. What trackers' tracks mean: "none" (nothing), "must_link" (the images of one track
             are one person: a track is clustered as one row, the mean of its images' features) or "must_and_cannot_link"
             (also, two tracks of one camera at the same time are two people: a cluster that holds such tracks is split,
@@ -58,6 +65,10 @@ class ClusteringConfig:
     knn: str = "exact"
     knn_recall: float = 0.9
     num_clusters: int = 0
+    k1_intra: int = 5
+    k1_inter: int = 20
+    k2_intra: int = 2
+    k2_inter: int = 4
     tracks: str = NONE
     camera_normalization: bool = False
     memory_budget_mb: int = 256
@@ -71,7 +82,7 @@ class ClusteringConfig:
         _require_choice("KNN", self.knn, SEARCHES)
         _require_choice("BACKEND", self.backend, BACKENDS)
         _require_choice("TRACKS", self.tracks, TRACK_MODES)
-        for key in ("k1", "k2", "min_samples", "memory_budget_mb"):
+        for key in ("k1", "k2", "k1_intra", "k1_inter", "k2_intra", "min_samples", "memory_budget_mb"):
             if getattr(self, key) < 1:
                 raise ValueError(f"CLUSTERING.{key.upper()} is {getattr(self, key)}; it must be at least 1.")
         if not 0 < self.eps < 1:
@@ -80,6 +91,13 @@ class ClusteringConfig:
             raise ValueError(f"CLUSTERING.KNN_RECALL is {self.knn_recall}; it must be above 0 and at most 1.")
         if self.k2 > self.k1:
             raise ValueError(f"CLUSTERING.K2 is {self.k2} but a neighbour list has CLUSTERING.K1 = {self.k1} entries.")
+        for kind, least in (("intra", 1), ("inter", 0)):
+            k1, k2 = getattr(self, f"k1_{kind}"), getattr(self, f"k2_{kind}")
+            if not least <= k2 <= k1 + 1:
+                raise ValueError(
+                    f"CLUSTERING.K2_{kind.upper()} is {k2}; it must be at least {least} and at most "
+                    f"CLUSTERING.K1_{kind.upper()} (now {k1}) + 1, the length of a list."
+                )
         METHODS[self.method].check(self)
 
 

@@ -84,9 +84,14 @@ def sweep(
         A row for each pair, by min_samples and then eps.
 
     Raises:
-        ValueError: no value, or one out of range.
+        ValueError: no value, or one out of range; or a method with other distances.
     """
     config = config or ClusteringConfig()
+    if config.method == "ca_jaccard_dbscan":
+        raise ValueError(
+            "CLUSTERING.METHOD is 'ca_jaccard_dbscan', but the sweep tries the distances of jaccard_dbscan only, whose "
+            "best eps is another; set CLUSTERING.METHOD jaccard_dbscan to sweep those."
+        )
     eps, min_samples = sorted(set(eps)), sorted(set(min_samples))
     check_values(eps, min_samples, subsamples, fraction)
     features = prepare_features(features)

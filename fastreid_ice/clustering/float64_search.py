@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Callable
+
 import torch
 from torch import Tensor
 
 from fastreid_ice.clustering.definitions import GRID
 
 
-def search_in_float64(features: Tensor, images: Tensor, length: int, memory_budget_mb: int) -> tuple[Tensor, Tensor]:
+def search_in_float64(
+    features: Tensor,
+    images: Tensor,
+    length: int,
+    memory_budget_mb: int,
+    excluded: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Search the neighbours of the given images among all.
 
     Args:
@@ -16,6 +24,8 @@ def search_in_float64(features: Tensor, images: Tensor, length: int, memory_budg
         images: (M,) int64, on the same device.
         length: entries of a list, at most N.
         memory_budget_mb: bounds the scratch memory, in MiB.
+        excluded: from images (B,) to (B, N) bool, which of all images may not be their neighbours; their similarity is
+            then minus infinity. Default: none.
 
     Returns:
         similarities (M, length) float32 and ranks (M, length) int64, ordered by :func:`sort_candidates`.
@@ -27,6 +37,8 @@ def search_in_float64(features: Tensor, images: Tensor, length: int, memory_budg
     for part in images.split(max(1, memory_budget_mb * 2**20 // (48 * len(features)))):
         queries = features[part].double()  # (B, D)
         whole = torch.cat([queries @ keys.double().t() for keys in features.split(block)], dim=1)  # (B, N)
+        if excluded is not None:
+            whole.masked_fill_(excluded(part), -torch.inf)
         everyone = torch.arange(len(features), device=features.device).expand_as(whole)
         found = sort_candidates(whole, everyone, length)
         similarities[done : done + len(part)], ranks[done : done + len(part)] = found

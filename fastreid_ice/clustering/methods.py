@@ -69,6 +69,7 @@ class Method:
 
     cluster: ClusterFunction
     collective: bool = False
+    needs_cameras: bool = False
     check: Check = _accept
     advice: Advice = _neutral_advice
 
@@ -77,7 +78,12 @@ METHODS: dict[str, Method] = {}
 
 
 def register_method(
-    name: str, *, collective: bool = False, check: Check = _accept, advice: Advice = _neutral_advice
+    name: str,
+    *,
+    collective: bool = False,
+    needs_cameras: bool = False,
+    check: Check = _accept,
+    advice: Advice = _neutral_advice,
 ) -> Callable[[F], F]:
     """Make a function a choice of CLUSTERING.METHOD.
 
@@ -87,6 +93,7 @@ def register_method(
         name: the value of CLUSTERING.METHOD.
         collective: False: the function runs on the first rank only, and the others receive its labels. True: it is
             called on all ranks, each with all features; what it returns on the first counts.
+        needs_cameras: True: a training without camera ids is an error, told before it begins.
         check: raises ValueError, with the key to change, when the method cannot work with a config. It runs when a
             :class:`ClusteringConfig` is made, before anything is trained.
         advice: (config, number of clusters, number of outliers) -> the beginning of a sentence that says which keys to
@@ -109,7 +116,7 @@ def register_method(
     def register(function: F) -> F:
         if name in METHODS:
             raise ValueError(f"The clustering method {name!r} is registered already; choose another name.")
-        METHODS[name] = Method(function, collective, check, advice)
+        METHODS[name] = Method(function, collective, needs_cameras, check, advice)
         return function
 
     return register
@@ -123,6 +130,15 @@ def method_names() -> tuple[str, ...]:
         ('jaccard_dbscan', 'kmeans', 'ground_truth')
     """
     return tuple(METHODS)
+
+
+def check_cameras(method: str, known: bool) -> None:
+    """Raise ValueError if a method needs camera ids and they are not ``known``, or not to be used."""
+    if METHODS[method].needs_cameras and not known:
+        raise ValueError(
+            f"CLUSTERING.METHOD {method} needs camera ids, and there are none: set DATASETS.USE_CAMERAS True, or "
+            "choose another CLUSTERING.METHOD."
+        )
 
 
 def check_clusters(num_clusters: int, num_outliers: int, needed: int, config: ClusteringConfig) -> None:
@@ -150,7 +166,7 @@ def check_clusters(num_clusters: int, num_outliers: int, needed: int, config: Cl
     )
 
 
-def _jaccard_dbscan_advice(config: ClusteringConfig, num_clusters: int, num_outliers: int) -> str:
+def jaccard_dbscan_advice(config: ClusteringConfig, num_clusters: int, num_outliers: int) -> str:
     """Isolated images need a larger eps; images that all hang together a smaller one."""
     eps, min_samples = f"CLUSTERING.EPS (now {config.eps})", f"CLUSTERING.MIN_SAMPLES (now {config.min_samples})"
     if num_clusters == 0:
@@ -158,7 +174,7 @@ def _jaccard_dbscan_advice(config: ClusteringConfig, num_clusters: int, num_outl
     return f"Lower {eps}" if num_outliers == 0 else f"Raise {eps}, lower {min_samples}"
 
 
-@register_method("jaccard_dbscan", collective=True, advice=_jaccard_dbscan_advice)
+@register_method("jaccard_dbscan", collective=True, advice=jaccard_dbscan_advice)
 def jaccard_dbscan(features: Tensor, images: ImageFacts, config: ClusteringConfig, costs: Costs) -> Tensor | None:
     """The clustering of ICE: DBSCAN on Jaccard distances of k-reciprocal neighbours. The ranks share the search."""
     with costs.stage("search"):

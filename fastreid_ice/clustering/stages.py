@@ -37,6 +37,17 @@ def _backend_of(matrix: csr_array | SparseRows) -> ModuleType:
     return _backend("numba", torch.device("cpu"))
 
 
+def for_backend(encoding: SparseRows, backend: str) -> csr_array | SparseRows:
+    """A sparse matrix in the kind of the backend that is to compute with it: "numba", "torch" or "auto"."""
+    if _backend(backend, encoding.values.device).__name__.endswith("torch_ops"):
+        return encoding
+    from scipy.sparse import csr_array
+
+    indptr, columns, values = (part.cpu().numpy() for part in encoding)
+    images = len(indptr) - 1
+    return csr_array((values, columns.astype("int32"), indptr), shape=(images, images))
+
+
 def nearest_neighbors(
     features: Tensor,
     k: int,

@@ -78,12 +78,16 @@ class ReadableImages(CommDataset):
 
 
 class Drawn(NamedTuple):
-    """What a batch asks for: an image, the number of the draw within the epoch, and what the epoch makes of them."""
+    """What a batch asks for: an image, the number of the draw within the epoch, and what the epoch makes of them.
+
+    An ``outlier`` that is a class of its own belongs to no camera proxy; its camera is then given as -1.
+    """
 
     image: int
     draw: int
     label: int
     seed: int
+    outlier: bool = False
 
 
 class PseudoLabeledViews(ReadableImages):
@@ -114,6 +118,8 @@ class PseudoLabeledViews(ReadableImages):
     def __getitem__(self, drawn: Drawn) -> dict[str, Any]:
         item = super().__getitem__(drawn.image)
         item["targets"] = drawn.label
+        if drawn.outlier:
+            item["camids"] = -1
         image = item["images"] if self.resize is None else self.resize(item["images"])
         with seeded(derive_seed(drawn.seed, drawn.draw)):
             item["images"] = self.strong_view(image)
@@ -138,14 +144,16 @@ class _ThisEpoch:
     def __init__(self) -> None:
         self._draws: Iterable[tuple[int, int]] = ()
         self._labels: list[int] = []
+        self._outliers: list[bool] = []
         self._seed = 0
 
-    def set(self, draws: Iterable[tuple[int, int]], labels: Tensor, seed: int) -> None:
-        self._draws, self._labels, self._seed = draws, labels.tolist(), seed
+    def set(self, draws: Iterable[tuple[int, int]], labels: Tensor, targets: Tensor, seed: int) -> None:
+        self._draws, self._labels, self._seed = draws, targets.tolist(), seed
+        self._outliers = ((labels < 0) & (targets >= 0)).tolist()
 
     def __iter__(self) -> Iterator[Drawn]:
-        labels, seed = self._labels, self._seed
-        return (Drawn(image, draw, labels[image], seed) for image, draw in self._draws)
+        labels, outliers, seed = self._labels, self._outliers, self._seed
+        return (Drawn(image, draw, labels[image], seed, outliers[image]) for image, draw in self._draws)
 
 
 class EpochLoader:
@@ -183,12 +191,18 @@ class EpochLoader:
     def __next__(self) -> dict[str, Any]:
         if self._batches is None:
             unlabelled = torch.full((len(self.images),), -1)
-            self._open(_EveryImage(len(self.images), seed=0), unlabelled, seed=0)
+            self._open(_EveryImage(len(self.images), seed=0), unlabelled, unlabelled, seed=0)
         assert self._batches is not None
         return next(self._batches)
 
-    def start_epoch(self, labels: Tensor, seed: int) -> None:
-        """Draw the next ``ITERS_PER_EPOCH`` batches from these (N,) pseudo labels; ``seed`` the same on all ranks.
+    def start_epoch(self, labels: Tensor, seed: int, targets: Tensor | None = None) -> None:
+        """Draw the next ``ITERS_PER_EPOCH`` batches.
+
+        Args:
+            labels: (N,) int64 pseudo labels, -1 = outlier.
+            seed: the same on all ranks.
+            targets: (N,) int64, the labels that the losses get, in which outliers have labels of their own; these are
+                drawn too. Default: ``labels``.
 
         Raises:
             ValueError: there are too few clusters for a batch.
@@ -202,11 +216,12 @@ class EpochLoader:
             seed=derive_seed(seed, 0),
             rank=comm.get_rank(),
             world_size=comm.get_world_size(),
+            outlier_share=0.0 if targets is None else self.cfg.DATALOADER.OUTLIER_SHARE,
         )
-        self._open(sampler, labels, seed=derive_seed(seed, 1))
+        self._open(sampler, labels, labels if targets is None else targets, seed=derive_seed(seed, 1))
 
-    def _open(self, draws: Iterable[tuple[int, int]], labels: Tensor, seed: int) -> None:
-        self._epoch.set(draws, labels, seed)
+    def _open(self, draws: Iterable[tuple[int, int]], labels: Tensor, targets: Tensor, seed: int) -> None:
+        self._epoch.set(draws, labels, targets, seed)
         if self.cfg.INPUT.RPT.ENABLED:  # its pool of patches would reach back over the epochs, and a resume has none
             self.close()
         if self._loader is None:

@@ -36,11 +36,16 @@ def draw_instances(rng: np.random.Generator, images: np.ndarray, camids: np.ndar
 
 
 class IdentityCameraSampler(Sampler):
-    """Batches of clusters x instances for one epoch; outliers are never drawn.
+    """Batches of clusters x instances for one epoch; outliers are drawn only where ``outlier_share`` says so.
 
     A pass over the data visits every cluster once, in random order; its last incomplete batch is dropped, and passes
     follow each other until the epoch's batches are drawn. A batch lists its clusters one after another. With several
     processes each takes its contiguous share of every batch.
+
+    Outliers that are drawn take the places of a cluster together, ``num_instances`` different ones, in random order. So
+    a pass shows each outlier once and each cluster ``num_instances`` times, as the samplers of SpCL and OpenUnReID do
+    (Ge et al., NeurIPS 2020), while all batches are equally large. Before the features are good there are far more
+    outliers than clusters; ``outlier_share`` then takes another random part of them in each pass.
 
     Yields pairs (image, draw): the index of an image, and the number of the draw within the epoch, from which the
     views take their randomness. After ``batches`` batches it ends, so that the loader's workers end with it.
@@ -53,6 +58,8 @@ class IdentityCameraSampler(Sampler):
         batches: how many batches to draw (SOLVER.ITERS_PER_EPOCH).
         seed: the same in every process.
         rank: this process, of ``world_size``.
+        outlier_share: largest share of outliers among the images of a pass, in [0, 1] (DATALOADER.OUTLIER_SHARE); 0
+            draws none, 1 all.
 
     Raises:
         ValueError: the sizes do not divide each other, or there are fewer clusters than a batch needs.
@@ -68,6 +75,7 @@ class IdentityCameraSampler(Sampler):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        outlier_share: float = 0.0,
     ):
         check_batch(batch_size, num_instances, world_size)
         self.batch_size = batch_size
@@ -77,9 +85,11 @@ class IdentityCameraSampler(Sampler):
         share = batch_size // world_size
         self.share = slice(rank * share, (rank + 1) * share)
         self.clusters = _images_of_clusters(labels.cpu().numpy())
+        self.outliers = np.flatnonzero(labels.cpu().numpy() < 0)
+        self.outlier_slots = outlier_slots(len(self.clusters), len(self.outliers), num_instances, outlier_share)
         self.camids = camids.cpu().numpy()
         needed = batch_size // num_instances
-        if len(self.clusters) < needed:
+        if len(self.clusters) + self.outlier_slots < needed:
             raise ValueError(
                 f"{len(self.clusters)} clusters, but a batch needs {needed} "
                 "(SOLVER.IMS_PER_BATCH / DATALOADER.NUM_INSTANCE)"
@@ -100,11 +110,48 @@ class IdentityCameraSampler(Sampler):
         """(batch_size,) images, for ever."""
         per_batch = self.batch_size // self.num_instances
         while True:
-            order = rng.permutation(len(self.clusters))
+            alone = self._outliers_of_a_pass(rng)
+            order = rng.permutation(len(self.clusters) + len(alone))
             for start in range(0, len(order) - per_batch + 1, per_batch):
-                chosen = [self.clusters[cluster] for cluster in order[start : start + per_batch]]
-                drawn = [draw_instances(rng, images, self.camids[images], self.num_instances) for images in chosen]
-                yield np.concatenate(drawn)
+                yield np.concatenate([self._draw(rng, slot, alone) for slot in order[start : start + per_batch]])
+
+    def _draw(self, rng: np.random.Generator, slot: int, alone: np.ndarray) -> np.ndarray:
+        """(num_instances,) images of a cluster or, behind the last one, of a row of outliers."""
+        if slot >= len(self.clusters):
+            return alone[slot - len(self.clusters)]
+        images = self.clusters[slot]
+        return draw_instances(rng, images, self.camids[images], self.num_instances)
+
+    def _outliers_of_a_pass(self, rng: np.random.Generator) -> np.ndarray:
+        """(outlier_slots, num_instances) outliers in random order; what lacks at the end are others once more."""
+        if not self.outlier_slots:
+            return np.empty((0, self.num_instances), np.int64)
+        places = self.outlier_slots * self.num_instances
+        chosen = rng.permutation(self.outliers)[:places]
+        lacking = places - len(chosen)
+        if lacking:
+            again = rng.choice(self.outliers, lacking, replace=len(self.outliers) < lacking)
+            chosen = np.concatenate([chosen, again])
+        return chosen.reshape(self.outlier_slots, self.num_instances)
+
+
+def outlier_slots(clusters: int, outliers: int, num_instances: int, share: float) -> int:
+    """How many times outliers take the places of a cluster in a pass.
+
+    Args:
+        clusters: how many there are.
+        outliers: how many there are.
+        num_instances: images that take the places of a cluster.
+        share: see :class:`IdentityCameraSampler`.
+
+    Example:
+        >>> [outlier_slots(10, 101, 4, share) for share in (0, 0.2, 0.5, 1)]
+        [0, 2, 10, 26]
+    """
+    if not share:
+        return 0
+    slots = -(-outliers // num_instances)
+    return slots if share == 1 else min(slots, int(clusters * share / (1 - share) + 1e-9))
 
 
 def check_batch(batch_size: int, num_instances: int, world_size: int) -> None:

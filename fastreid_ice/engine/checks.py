@@ -17,7 +17,7 @@ from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.utils import comm
 
-from fastreid_ice.clustering import ClusteringConfig, config_defaults
+from fastreid_ice.clustering import OUTLIERS, ClusteringConfig, check_cameras, config_defaults
 from fastreid_ice.data.image_cache import KINDS
 from fastreid_ice.data.samplers import check_batch
 from fastreid_ice.engine.amp import Precision
@@ -26,10 +26,11 @@ from fastreid_ice.errors import look_up, registered_names
 from fastreid_ice.modeling.bn_chunks import chunks_per_process
 from fastreid_ice.modeling.heads import MemoryBankHead
 from fastreid_ice.modeling.losses import build_losses
-from fastreid_ice.modeling.memory_bank import build_memory
+from fastreid_ice.modeling.memory_bank import HardMeanMemory, build_memory
 from fastreid_ice.modeling.meta_arch import AMP_DTYPES, ENCODERS, ICE
 
 SAMPLER = "IdentityCameraSampler"
+CAMERA_LOSSES = ("CrossCameraLoss", "IntraCameraLoss", "OnlineAssociationLoss")
 NORMS = ("BN", "syncBN", "GhostBN", "FrozenBN", "GN")
 METRICS = ("cosine", "euclidean", "jaccard")
 SCHEDULES = ("MultiStepLR", "CosineAnnealingLR")
@@ -126,7 +127,9 @@ TRAINING_RULES: dict[str, tuple[Condition, str]] = {
     "SOLVER.DELAY_EPOCHS": _at_least(0),
     "SOLVER.CHECKPOINT_PERIOD": _at_least(0),
     "SOLVER.CHECKPOINT_KEEP": _at_least(0),
+    "DATALOADER.OUTLIER_SHARE": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "CLUSTERING.PERIOD": _at_least(1),
+    "CLUSTERING.OUTLIERS": _one_of(OUTLIERS),
     "CLUSTERING.EPS_END": (lambda value: 0 <= value < 1, "in (0, 1), or 0 for CLUSTERING.EPS throughout"),
 }
 
@@ -176,17 +179,20 @@ def check_config(cfg: CfgNode) -> None:
     if not cfg.DATASETS.NAMES:
         raise ValueError("DATASETS.NAMES is empty; name at least one dataset to train on")
     _check_datasets(cfg.DATASETS.NAMES, "DATASETS.NAMES")
-    if "CrossCameraLoss" in cfg.MODEL.LOSSES.NAME and not cfg.DATASETS.USE_CAMERAS:
+    _check_memory(cfg)
+    camera_losses = [name for name in cfg.MODEL.LOSSES.NAME if name in CAMERA_LOSSES]
+    if camera_losses and not cfg.DATASETS.USE_CAMERAS:
         raise ValueError(
-            "MODEL.LOSSES.NAME has CrossCameraLoss, which needs camera ids, but DATASETS.USE_CAMERAS is False. Leave "
-            "the loss out, as configs/ICE/market_agnostic.yml and own.yml do."
+            f"MODEL.LOSSES.NAME has {camera_losses[0]}, which needs camera ids, but DATASETS.USE_CAMERAS is False. "
+            "Leave the loss out, as configs/ICE/market_agnostic.yml and own.yml do."
         )
     if cfg.CLUSTERING.CAMERA_NORMALIZATION and not cfg.DATASETS.USE_CAMERAS:
         raise ValueError(
             "CLUSTERING.CAMERA_NORMALIZATION needs camera ids, but DATASETS.USE_CAMERAS is False; set one of them "
             "otherwise."
         )
-    clustering_config(cfg, seed=0)
+    config = clustering_config(cfg, seed=0)
+    check_cameras(config.method, cfg.DATASETS.USE_CAMERAS)
     processes = comm.get_world_size()
     check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE, processes)
     _check_chunks(cfg, processes)
@@ -195,8 +201,8 @@ def check_config(cfg: CfgNode) -> None:
     _check_cache(cfg)
 
 
-# Keys of CLUSTERING that say when to cluster and with what eps then: for the training, not for one clustering.
-SCHEDULE_KEYS = ("PERIOD", "EPS_END")
+# Keys of CLUSTERING that are for the training, not for one clustering: when, with what eps then, and what it is for.
+TRAINING_KEYS = ("PERIOD", "EPS_END", "OUTLIERS")
 
 
 def clustering_config(cfg: CfgNode, seed: int, epoch: int | None = None) -> ClusteringConfig:
@@ -215,7 +221,7 @@ def clustering_config(cfg: CfgNode, seed: int, epoch: int | None = None) -> Clus
     extra = {
         key.lower(): value
         for key, value in cfg.CLUSTERING.items()
-        if key.lower() not in known and key not in SCHEDULE_KEYS
+        if key.lower() not in known and key not in TRAINING_KEYS
     }
     return ClusteringConfig(**known, seed=seed, extra=extra)
 
@@ -228,6 +234,14 @@ def _eps(cfg: CfgNode, epoch: int | None) -> float:
     steps = cfg.SOLVER.MAX_EPOCH - 1
     share = 1.0 if epoch is None or epoch >= steps else epoch / steps
     return first + (last - first) * share
+
+
+def _check_memory(cfg: CfgNode) -> None:
+    if "HardMeanLoss" in cfg.MODEL.LOSSES.NAME and not isinstance(build_memory(cfg), HardMeanMemory):
+        raise ValueError(
+            "MODEL.LOSSES.NAME has HardMeanLoss, which needs MODEL.ICE.MEMORY HardMeanMemory, not "
+            f"{cfg.MODEL.ICE.MEMORY}; set it, or leave the loss out."
+        )
 
 
 def _value(cfg: CfgNode, key: str) -> Any:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastreid_ice.losses.proxies import AVERAGES, check_choice, check_proxies, check_sizes, images_averaged_over
+
 
 def cross_camera_loss(
     query: Tensor,
@@ -36,7 +38,8 @@ def cross_camera_loss(
     Args:
         query: (N, D) float, embeddings of the online encoder; normalised here. The gradient flows here.
         labels: (N,) int64 pseudo labels, each with at least one proxy.
-        camids: (N,) int64 camera ids.
+        camids: (N,) int64 camera ids; an image of -1 is left out: it contributes 0 and counts in no mean. It has no
+            proxy.
         proxies: (P, D) float, L2-normalised means of the clusters' features under one camera.
         proxy_labels: (P,) int64 pseudo label of each proxy.
         proxy_camids: (P,) int64 camera id of each proxy.
@@ -60,11 +63,11 @@ def cross_camera_loss(
         ValueError: sizes that do not fit, an unknown choice, or a label without proxy (the latter on the CPU
             only: an accelerator would have to be waited for).
     """
-    _check_sizes(query, labels, camids, proxies, proxy_labels, proxy_camids)
+    check_sizes("cross_camera_loss", query, labels, camids, proxies, proxy_labels, proxy_camids)
     _check_choices(PROXY_NORM=proxy_norm, POSITIVES=positives, DENOMINATOR=denominator, AVERAGE=average)
     similarity = F.normalize(query, dim=1) @ F.normalize(proxies, dim=_NORM_AXES[proxy_norm]).t()  # (N, P)
     own_cluster = labels[:, None] == proxy_labels[None, :]  # (N, P)
-    _check_proxies(own_cluster, labels)
+    check_proxies("cross_camera_loss", own_cluster, labels, camids)
 
     positive = own_cluster
     if positives == "other_cameras":
@@ -76,7 +79,7 @@ def cross_camera_loss(
         negatives = negatives.masked_fill(own_cluster.gather(1, hardest), float("-inf"))
     losses = _contrast(logits, positive, negatives, denominator)  # (N,)
     batch_camids = camids if batch_camids is None else batch_camids
-    return (losses / _images_averaged_over(camids, batch_camids, average)).sum()
+    return (losses / images_averaged_over(camids, batch_camids, average)).sum()
 
 
 def _contrast(logits: Tensor, positive: Tensor, negatives: Tensor, denominator: str) -> Tensor:
@@ -91,41 +94,20 @@ def _contrast(logits: Tensor, positive: Tensor, negatives: Tensor, denominator: 
     return (log_partition - logits).masked_fill(~positive, 0).sum(dim=1) / counts.clamp(min=1)
 
 
-def _check_sizes(
-    query: Tensor, labels: Tensor, camids: Tensor, proxies: Tensor, proxy_labels: Tensor, proxy_camids: Tensor
-) -> None:
-    fits = len(query) == len(labels) == len(camids) and len(proxies) == len(proxy_labels) == len(proxy_camids)
-    if not fits or query.shape[1] != proxies.shape[1]:
-        raise ValueError(
-            f"cross_camera_loss: query {tuple(query.shape)}, labels {tuple(labels.shape)}, camids "
-            f"{tuple(camids.shape)}, proxies {tuple(proxies.shape)}, proxy_labels {tuple(proxy_labels.shape)} and "
-            f"proxy_camids {tuple(proxy_camids.shape)} do not fit together"
-        )
-
-
 _NORM_AXES = {"dimension": 0, "proxy": 1}
-
-
-def _check_proxies(own_cluster: Tensor, labels: Tensor) -> None:
-    """Raise ValueError for a label without proxy; on the CPU only, for an accelerator would have to be waited for."""
-    if own_cluster.device.type == "cpu" and not own_cluster.any(dim=1).all():
-        missing = labels[~own_cluster.any(dim=1)].unique().tolist()
-        raise ValueError(f"cross_camera_loss: no proxy for the pseudo labels {missing}")
 
 
 CHOICES = {
     "PROXY_NORM": tuple(_NORM_AXES),
     "POSITIVES": ("all", "other_cameras"),
     "DENOMINATOR": ("joint", "single"),
-    "AVERAGE": ("camera", "image"),
+    "AVERAGE": AVERAGES,
 }
 
 
 def _check_choices(**chosen: str) -> None:
     for key, value in chosen.items():
-        if value not in CHOICES[key]:
-            choices = ", ".join(CHOICES[key])
-            raise ValueError(f"MODEL.LOSSES.CROSS_CAMERA.{key} is {value!r}; choose one of {choices}")
+        check_choice("CROSS_CAMERA", key, value, CHOICES[key])
 
 
 def _hardest_proxies(similarity: Tensor, own_cluster: Tensor, count: int) -> Tensor:
@@ -135,10 +117,3 @@ def _hardest_proxies(similarity: Tensor, own_cluster: Tensor, count: int) -> Ten
     after_all_others = torch.arange(num_proxies, device=similarity.device, dtype=similarity.dtype) - 1e4 - num_proxies
     ranking = torch.where(own_cluster, after_all_others, similarity.detach())
     return ranking.topk(min(count, num_proxies), dim=1).indices
-
-
-def _images_averaged_over(camids: Tensor, batch_camids: Tensor, average: str) -> Tensor:
-    """(N,) number of images of the whole batch among which each query's loss is averaged."""
-    if average == "image":
-        return torch.full_like(camids, len(batch_camids))
-    return (camids[:, None] == batch_camids[None, :]).sum(dim=1)

@@ -7,6 +7,7 @@ from fastreid_ice.modeling.heads import MemoryBankHead
 from fastreid_ice.modeling.losses import LOSS_REGISTRY, build_losses
 from fastreid_ice.modeling.memory_bank import (
     MEMORY_REGISTRY,
+    HardMeanMemory,
     MemoryBank,
     MomentumMemory,
     camera_proxies,
@@ -21,6 +22,7 @@ __all__ = [
     "MEMORY_REGISTRY",
     "ChunkedBatchNorm",
     "Encoder",
+    "HardMeanMemory",
     "MemoryBank",
     "MomentumMemory",
     "MemoryBankHead",

@@ -16,14 +16,23 @@ from typing import Callable
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
+import torch.nn.functional as F
 from fastreid.config import CfgNode
 from fastreid.utils.registry import Registry
 from torch import Tensor
 
 from fastreid_ice.errors import listed, look_up, registered_names
-from fastreid_ice.losses import agnostic_loss, cross_camera_loss, hard_instance_loss, soft_instance_loss
+from fastreid_ice.losses import (
+    agnostic_loss,
+    cross_camera_loss,
+    hard_instance_loss,
+    intra_camera_loss,
+    online_association_loss,
+    soft_instance_loss,
+)
 from fastreid_ice.losses.cross_camera import CHOICES as CROSS_CAMERA_CHOICES
-from fastreid_ice.modeling.memory_bank import MemoryBank
+from fastreid_ice.losses.proxies import AVERAGES, check_choice
+from fastreid_ice.modeling.memory_bank import HardMeanMemory, MemoryBank
 from fastreid_ice.modeling.step import StepFeatures
 
 Loss = Callable[[StepFeatures, MemoryBank], Tensor]
@@ -32,7 +41,8 @@ LOSS_REGISTRY = Registry("ICE_LOSS")
 LOSS_REGISTRY.__doc__ = """
 Losses by name. What is registered (a class, or a function that returns a function) is called once with the node
 ``cfg.MODEL.LOSSES``; its result is called in every step as ``loss(step, memory)`` with a :class:`StepFeatures` and the
-:class:`MemoryBank`, and returns a scalar, weight included.
+:class:`MemoryBank`, and returns a scalar, weight included. One that says ``uses_keys = False`` looks at no embedding of
+the momentum encoder: where nothing does, its passes are left out, and these tensors of the step are empty.
 """
 
 
@@ -48,6 +58,8 @@ def _at_least(node: CfgNode, group: str, key: str, least: float, above: bool = F
 @LOSS_REGISTRY.register()
 class AgnosticLoss:
     """Contrast with all centroids, see :func:`fastreid_ice.losses.agnostic_loss`."""
+
+    uses_keys = False
 
     def __init__(self, cfg: CfgNode):
         node = cfg.AGNOSTIC
@@ -66,8 +78,37 @@ class AgnosticLoss:
 
 
 @LOSS_REGISTRY.register()
+class HardMeanLoss:
+    """Contrast with two centroids for each cluster (HHCL, arXiv 2109.12333), of a :class:`HardMeanMemory`.
+
+    With L(C) the :func:`fastreid_ice.losses.agnostic_loss` of normalised queries over the rows C, without smoothing:
+
+        SCALE_HARD L(hard_centroids) + SCALE_MEAN L(centroids)
+    """
+
+    uses_keys = False
+
+    def __init__(self, cfg: CfgNode):
+        node = cfg.HARD_MEAN
+        self.temperature = _at_least(node, "HARD_MEAN", "TEMPERATURE", 0, above=True)
+        self.hard, self.mean = (_at_least(node, "HARD_MEAN", key, 0) for key in ("SCALE_HARD", "SCALE_MEAN"))
+
+    def __call__(self, step: StepFeatures, memory: MemoryBank) -> Tensor:
+        if not isinstance(memory, HardMeanMemory):
+            raise ValueError(f"HardMeanLoss needs MODEL.ICE.MEMORY HardMeanMemory, not {type(memory).__name__}")
+        query = F.normalize(step.query, dim=1)
+        hard, mean = (
+            agnostic_loss(query, step.labels, rows, self.temperature, smoothing=0)
+            for rows in (memory.hard_centroids, memory.centroids)
+        )
+        return self.hard * hard + self.mean * mean
+
+
+@LOSS_REGISTRY.register()
 class CrossCameraLoss:
     """Contrast with camera proxies, see :func:`fastreid_ice.losses.cross_camera_loss`."""
+
+    uses_keys = False
 
     def __init__(self, cfg: CfgNode):
         node = cfg.CROSS_CAMERA
@@ -75,10 +116,7 @@ class CrossCameraLoss:
         _at_least(node, "CROSS_CAMERA", "TEMPERATURE", 0, above=True)
         _at_least(node, "CROSS_CAMERA", "NUM_NEGATIVES", 0)
         for key, choices in CROSS_CAMERA_CHOICES.items():
-            if node[key] not in choices:
-                raise ValueError(
-                    f"MODEL.LOSSES.CROSS_CAMERA.{key} is {node[key]!r}; choose one of {', '.join(choices)}"
-                )
+            check_choice("CROSS_CAMERA", key, node[key], choices)
         self.parameters = {key.lower(): value for key, value in node.items() if key != "SCALE"}
 
     def __call__(self, step: StepFeatures, memory: MemoryBank) -> Tensor:
@@ -93,6 +131,58 @@ class CrossCameraLoss:
             **self.parameters,
         )
         return self.scale * step.num_processes * share
+
+
+class _ProxyLoss:
+    """A loss on camera proxies whose parameters are the keys of ``MODEL.LOSSES.<group>``."""
+
+    uses_keys = False
+    group: str
+    function: Callable[..., Tensor]
+
+    def __init__(self, cfg: CfgNode):
+        node = cfg[self.group]
+        self.scale = _at_least(node, self.group, "SCALE", 0)
+        _at_least(node, self.group, "TEMPERATURE", 0, above=True)
+        check_choice(self.group, "AVERAGE", node.AVERAGE, AVERAGES)
+        self.parameters = {key.lower(): value for key, value in node.items() if key != "SCALE"}
+
+    def __call__(self, step: StepFeatures, memory: MemoryBank) -> Tensor:
+        share = type(self).function(
+            step.query,
+            step.labels,
+            step.camids,
+            memory.proxies,
+            memory.proxy_labels,
+            memory.proxy_camids,
+            batch_camids=step.key_camids,
+            **self.parameters,
+        )
+        return self.scale * step.num_processes * share
+
+
+@LOSS_REGISTRY.register()
+class IntraCameraLoss(_ProxyLoss):
+    """Contrast with the proxies of the own camera, see :func:`fastreid_ice.losses.intra_camera_loss`."""
+
+    group = "INTRA_CAMERA"
+    function = intra_camera_loss
+
+
+@LOSS_REGISTRY.register()
+class OnlineAssociationLoss(_ProxyLoss):
+    """Contrast with proxies chosen in every step, see :func:`fastreid_ice.losses.online_association_loss`."""
+
+    group = "ONLINE_ASSOCIATION"
+    function = online_association_loss
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__(cfg)
+        node = cfg.ONLINE_ASSOCIATION
+        _at_least(node, self.group, "NUM_POSITIVES", 1)
+        _at_least(node, self.group, "NUM_NEGATIVES", 0)
+        if not 0 <= node.BALANCE <= 1:
+            raise ValueError(f"MODEL.LOSSES.ONLINE_ASSOCIATION.BALANCE is {node.BALANCE}; it must be in [0, 1]")
 
 
 @LOSS_REGISTRY.register()

@@ -51,14 +51,14 @@ def camera_proxies(features: Tensor, labels: Tensor, camids: Tensor) -> tuple[Te
     Args:
         features: (N, D) float, L2-normalised.
         labels: (N,) int64 pseudo labels; -1 = outlier, left out.
-        camids: (N,) int64 camera ids, >= 0.
+        camids: (N,) int64 camera ids; an image of -1 is left out too.
 
     Returns:
         proxies (P, D), their pseudo labels (P,) and their camera ids (P,), ordered by camera, then label.
     """
-    kept = labels >= 0
-    features, labels, camids = features[kept], labels[kept], camids[kept]
+    kept = (labels >= 0) & (camids >= 0)
     num_clusters = int(labels.max()) + 1
+    features, labels, camids = features[kept], labels[kept], camids[kept]
     keys, groups = torch.unique(camids * num_clusters + labels, return_inverse=True)
     proxies = F.normalize(_group_means(features, groups, len(keys)), dim=1)
     return proxies, keys % num_clusters, keys // num_clusters
@@ -75,8 +75,10 @@ class MemoryBank(nn.Module):
     Attributes:
         centroids: (C, D).
         proxies: (P, D), with ``proxy_labels`` (P,) and ``proxy_camids`` (P,).
+        uses_keys: whether :meth:`update` looks at the momentum encoder's embeddings.
     """
 
+    uses_keys = True
     centroids: Tensor
     proxies: Tensor
     proxy_labels: Tensor
@@ -90,7 +92,14 @@ class MemoryBank(nn.Module):
             self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=False)
 
     def rebuild(self, features: Tensor, labels: Tensor, camids: Tensor) -> None:
-        """Compute everything anew from (N, D) features, (N,) pseudo labels and (N,) camera ids."""
+        """Compute everything anew after a clustering.
+
+        Args:
+            features: (N, D) float, L2-normalised.
+            labels: (N,) int64 pseudo labels; -1 = outlier, left out.
+            camids: (N,) int64 camera ids. An outlier that is a class of its own (CLUSTERING.OUTLIERS instances) has a
+                label behind those of the clusters and the camera -1: it gets a centroid, and no proxy.
+        """
         labels, camids = labels.to(features.device), camids.to(features.device)
         self.centroids = cluster_centroids(features, labels)
         self.proxies, self.proxy_labels, self.proxy_camids = camera_proxies(features, labels, camids)
@@ -102,7 +111,8 @@ class MemoryBank(nn.Module):
 
         Args:
             step: the step's features, detached. ``keys`` and ``key_labels`` are those of the whole batch on every
-                process, so that an update made from them is the same on all.
+                process, so that an update made from them is the same on all; :meth:`StepFeatures.all_queries` gathers
+                the queries likewise.
         """
 
     @property
@@ -111,17 +121,19 @@ class MemoryBank(nn.Module):
 
 
 UPDATES = ("each", "mean", "hardest")
+FEATURES = ("keys", "queries")
 
 
 @MEMORY_REGISTRY.register()
 class MomentumMemory(MemoryBank):
     """A memory that follows the encoder within the epoch.
 
-    After every step the images' momentum embeddings x of the second strong view move their cluster's centroid, and the
-    proxy of their cluster and camera:
+    After every step the images' embeddings x move their cluster's centroid, and the proxy of their cluster and camera:
 
         c <- (m c + (1 - m) x) / |m c + (1 - m) x|
 
+    ``MODEL.ICE.MOMENTUM_MEMORY.FEATURES`` chooses whose embeddings: the "keys" are the momentum encoder's, of the
+    second strong view; the "queries" are those that the losses have just seen, as in methods without that encoder.
     ``MODEL.ICE.MOMENTUM_MEMORY.UPDATE`` chooses x: "each" image of the batch in turn (Cluster-Contrast,
     arXiv 2103.11568), the "mean" of the batch's images of the cluster, or the "hardest" of them, which is the least
     similar to c (both in HHCL, arXiv 2109.12333). For proxies, of the cluster and camera.
@@ -140,27 +152,42 @@ class MomentumMemory(MemoryBank):
             raise ValueError(f"MODEL.ICE.MOMENTUM_MEMORY.MOMENTUM is {node.MOMENTUM}; it must be in [0, 1)")
         if node.UPDATE not in UPDATES:
             raise ValueError(f"MODEL.ICE.MOMENTUM_MEMORY.UPDATE is {node.UPDATE!r}; choose one of {', '.join(UPDATES)}")
-        self.momentum, self.choice = node.MOMENTUM, node.UPDATE
+        if node.FEATURES not in FEATURES:
+            raise ValueError(
+                f"MODEL.ICE.MOMENTUM_MEMORY.FEATURES is {node.FEATURES!r}; choose one of {', '.join(FEATURES)}"
+            )
+        self.momentum, self.choice, self.source = node.MOMENTUM, node.UPDATE, node.FEATURES
+        self.uses_keys = node.FEATURES == "keys"
+        self._instances = False  # whether outliers are classes of their own, without proxies
 
     def rebuild(self, features: Tensor, labels: Tensor, camids: Tensor) -> None:
         super().rebuild(features, labels, camids)
         self.centroids = F.normalize(self.centroids, dim=1)
+        self._instances = bool(((labels.cpu() >= 0) & (camids.cpu() < 0)).any())
 
     @torch.no_grad()
     def update(self, step: StepFeatures) -> None:
-        keys = F.normalize(step.keys, dim=1)
-        self._move(self.centroids, step.key_labels, keys)
-        own = (step.key_labels[:, None] == self.proxy_labels) & (step.key_camids[:, None] == self.proxy_camids)
-        self._move(self.proxies, own.int().argmax(dim=1), keys)
+        images = F.normalize(step.all_queries() if self.source == "queries" else step.keys, dim=1)
+        self._move_clusters(step.key_labels, images)
+        labels, camids = step.key_labels, step.key_camids
+        if self._instances:  # some images have no proxy to move; only then is the device asked which
+            kept = camids >= 0
+            labels, camids, images = labels[kept], camids[kept], images[kept]
+        own = (labels[:, None] == self.proxy_labels) & (camids[:, None] == self.proxy_camids)
+        self._move(self.proxies, own.int().argmax(dim=1), images, self.choice)
 
-    def _move(self, rows: Tensor, owners: Tensor, images: Tensor) -> None:
+    def _move_clusters(self, labels: Tensor, images: Tensor) -> None:
+        """Move what stands for whole clusters: (B,) int64 labels, (B, D) images of length 1."""
+        self._move(self.centroids, labels, images, self.choice)
+
+    def _move(self, rows: Tensor, owners: Tensor, images: Tensor, choice: str) -> None:
         """Move row owners[i] towards images[i], in place; a row may own several of the (B, D) images."""
-        if self.choice == "each":
+        if choice == "each":
             for owner, image in zip(owners.split(1), images.split(1)):
                 rows.index_copy_(0, owner, self._between(rows.index_select(0, owner), image))
             return
         same = owners[:, None] == owners[None, :]  # (B, B)
-        if self.choice == "mean":
+        if choice == "mean":
             share = same.to(images.dtype)
             chosen = share @ images / share.sum(dim=1, keepdim=True)
         else:
@@ -170,6 +197,30 @@ class MomentumMemory(MemoryBank):
 
     def _between(self, rows: Tensor, images: Tensor) -> Tensor:
         return F.normalize(self.momentum * rows + (1 - self.momentum) * images, dim=1)
+
+
+@MEMORY_REGISTRY.register()
+class HardMeanMemory(MomentumMemory):
+    """Two rows for each cluster (Hard-sample guided Hybrid Contrast Learning, HHCL, arXiv 2109.12333).
+
+    Both start as the mean of the cluster, at length 1. After every step ``hard_centroids`` (C, D) move towards the
+    "hardest" image of the cluster in the batch, the one least similar to them, and ``centroids`` towards the "mean" of
+    its images; ``MODEL.ICE.MOMENTUM_MEMORY.UPDATE`` says how the camera proxies move. For ``HardMeanLoss``.
+    """
+
+    hard_centroids: Tensor
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__(cfg)
+        self.register_buffer("hard_centroids", torch.empty(0, 0), persistent=False)
+
+    def rebuild(self, features: Tensor, labels: Tensor, camids: Tensor) -> None:
+        super().rebuild(features, labels, camids)
+        self.hard_centroids = self.centroids.clone()
+
+    def _move_clusters(self, labels: Tensor, images: Tensor) -> None:
+        self._move(self.centroids, labels, images, "mean")
+        self._move(self.hard_centroids, labels, images, "hardest")
 
 
 def build_memory(cfg: CfgNode) -> MemoryBank:

@@ -15,7 +15,6 @@ import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is importe
 import torch
 from fastreid.config import CfgNode, configurable
 from fastreid.modeling.heads import build_heads
-from fastreid.modeling.losses.utils import concat_all_gather
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.modeling.meta_arch.baseline import Baseline
 from fastreid.utils import comm
@@ -26,7 +25,7 @@ from fastreid_ice.modeling.bn_chunks import ChunkedPass, chunks_per_process, set
 from fastreid_ice.modeling.losses import Loss, build_losses
 from fastreid_ice.modeling.memory_bank import MemoryBank
 from fastreid_ice.modeling.pretrained import build_pretrained_backbone
-from fastreid_ice.modeling.step import StepFeatures
+from fastreid_ice.modeling.step import StepFeatures, gather
 
 logger = logging.getLogger(__name__)
 
@@ -174,14 +173,12 @@ class ICE(Baseline):
 
     def _step_features(self, batch: Batch) -> StepFeatures:
         """Run the views through the encoders, in the reference code's order."""
-        strong, strong_key, weak = (self.preprocess_image(batch, view) for view in VIEWS)
+        strong = self.preprocess_image(batch)
         query = self._online(strong).float()
-        with torch.no_grad():
-            order = self._permutation(len(strong) * comm.get_world_size())
-            if self.unused_passes:
-                self._online(strong_key)
-                self._momentum(strong, order)
-            keys, weak_keys = self._momentum(strong_key, order), self._momentum(weak, order)
+        if self._needs_keys():
+            keys, weak_keys = self._momentum_embeddings(batch, strong)
+        else:
+            keys = weak_keys = query.new_empty(0, query.shape[1])
         labels, camids = (batch[name].to(self.device, non_blocking=True) for name in ("targets", "camids"))
         own = slice(comm.get_rank() * len(strong), (comm.get_rank() + 1) * len(strong))
         return StepFeatures(
@@ -191,18 +188,34 @@ class ICE(Baseline):
             camids=camids,
             keys=keys,
             weak_keys=weak_keys,
-            key_labels=_gather(labels),
-            key_camids=_gather(camids),
+            key_labels=gather(labels),
+            key_camids=gather(camids),
             num_processes=comm.get_world_size(),
         )
+
+    def _needs_keys(self) -> bool:
+        """Whether anything looks at the momentum encoder's embeddings, or at the statistics that its passes move."""
+        if self.unused_passes or self.eval_encoder == "momentum" or self.memory.uses_keys:
+            return True
+        return any(getattr(loss, "uses_keys", True) for loss in self.loss_functions.values())
+
+    @torch.no_grad()
+    def _momentum_embeddings(self, batch: Batch, strong: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, D) momentum embeddings of the second strong and of the weak views of all processes."""
+        strong_key, weak = (self.preprocess_image(batch, view) for view in VIEWS[1:])
+        order = self._permutation(len(strong) * comm.get_world_size())
+        if self.unused_passes:
+            self._online(strong_key)
+            self._momentum(strong, order)
+        return self._momentum(strong_key, order), self._momentum(weak, order)
 
     def _momentum(self, images: Tensor, order: Tensor | None) -> Tensor:
         """(B, D) momentum embeddings of all processes' images, normalised in chunks of the permuted batch."""
         if order is None:
-            return _gather(self._momentum_pass(self.momentum_encoder, images).float())
+            return gather(self._momentum_pass(self.momentum_encoder, images).float())
         own = order.chunk(comm.get_world_size())[comm.get_rank()]
-        images = _gather(images)[own].contiguous(memory_format=self.memory_format)
-        permuted = _gather(self._momentum_pass(self.momentum_encoder, images).float())
+        images = gather(images)[own].contiguous(memory_format=self.memory_format)
+        permuted = gather(self._momentum_pass(self.momentum_encoder, images).float())
         features = torch.empty_like(permuted)
         features[order] = permuted
         return features
@@ -286,8 +299,3 @@ def _set_bn_momentum(module: nn.Module, momentum: float) -> None:
 def _all_unlabelled(targets: Tensor) -> bool:
     """Whether no image has a label; on an accelerator, where asking would wait for it, taken to be false."""
     return targets.device.type == "cpu" and bool((targets < 0).all())
-
-
-def _gather(tensor: Tensor) -> Tensor:
-    """Concatenate the processes' tensors along the first dimension, without gradient."""
-    return concat_all_gather(tensor.contiguous()) if comm.get_world_size() > 1 else tensor

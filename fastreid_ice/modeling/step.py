@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
+from fastreid.modeling.losses.utils import concat_all_gather
+from fastreid.utils import comm
 from torch import Tensor
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Concatenate the processes' tensors along the first dimension, without gradient. A collective."""
+    return concat_all_gather(tensor.contiguous()) if comm.get_world_size() > 1 else tensor
 
 
 @dataclass(frozen=True)
 class StepFeatures:
     """Embeddings and labels of a step. b images are this process's, B = b x number of processes the whole batch's.
 
+    Momentum embeddings are (0, D) where nothing uses them, see ``LOSS_REGISTRY``.
+
     Attributes:
         query: (b, D) online embeddings of the first strong view; the only tensor with a gradient.
         weak_query: (b, D) momentum embeddings of the weak view of the same images.
         labels: (b,) int64 pseudo labels.
-        camids: (b,) int64 camera ids.
+        camids: (b,) int64 camera ids; -1 for an outlier that is a class of its own, which has no proxy.
         keys: (B, D) momentum embeddings of the second strong view.
         weak_keys: (B, D) momentum embeddings of the weak view.
         key_labels: (B,) int64 pseudo labels.
-        key_camids: (B,) int64 camera ids.
+        key_camids: (B,) int64 camera ids, likewise.
         num_processes: B / b. A loss that sums over the batch multiplies by it, since the gradients of the
             processes are averaged.
     """
@@ -33,6 +44,13 @@ class StepFeatures:
     key_labels: Tensor
     key_camids: Tensor
     num_processes: int = 1
+
+    def all_queries(self) -> Tensor:
+        """(B, D) online embeddings of the whole batch, without gradient, in the order of ``key_labels``.
+
+        They are gathered when asked for: a collective, which all processes must call.
+        """
+        return gather(self.query.detach())
 
     def detached(self) -> StepFeatures:
         """The same tensors without their graph, so that they may outlive the backward pass."""

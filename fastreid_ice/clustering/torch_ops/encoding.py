@@ -23,15 +23,15 @@ def k_reciprocal_encoding(
     Products are cheap here: all are made anew, and the ``similarities`` (N, K) of the search are not looked up.
     """
     images = len(ranks)
-    full = _reciprocal(ranks)  # (N, K) bool
+    full = reciprocal(ranks)  # (N, K) bool
     nearest = ranks[:, : half_length(k1)]  # (N, h)
-    half = _reciprocal(nearest)  # (N, h) bool
+    half = reciprocal(nearest)  # (N, h) bool
     entries = ranks.shape[1] * (nearest.shape[1] + 1)
     chunks = _chunks(images, entries, memory_budget_mb)
     keys = torch.cat([_expanded_keys(ranks, full, nearest, half, *chunk) for chunk in chunks])  # sorted i * N + j
-    weights = _softened(features, keys, images, memory_budget_mb)
+    weights = softened(features, keys, images, memory_budget_mb)
     encoding = from_keys(keys, weights, images)
-    return encoding if k2 == 1 else _averaged(encoding, ranks[:, :k2], memory_budget_mb)
+    return encoding if k2 == 1 else averaged(encoding, ranks[:, :k2], memory_budget_mb)
 
 
 def _chunks(images: int, entries_per_image: int, memory_budget_mb: int) -> list[tuple[int, int]]:
@@ -46,11 +46,11 @@ def _contains(sorted_keys: Tensor, keys: Tensor) -> Tensor:
     return sorted_keys[position] == keys
 
 
-def _reciprocal(ranks: Tensor) -> Tensor:
-    """(N, K) -> (N, K) bool: [i, a] is True when i is in the list of ranks[i, a]."""
+def reciprocal(ranks: Tensor) -> Tensor:
+    """(N, K), -1 for none -> (N, K) bool: [i, a] is True when i is in the list of ranks[i, a]."""
     images = len(ranks)
     rows = torch.arange(images, device=ranks.device)[:, None]
-    forward = (rows * images + ranks).flatten().sort().values
+    forward = (rows * images + ranks)[ranks >= 0].sort().values
     return _contains(forward, ranks * images + rows)
 
 
@@ -67,7 +67,7 @@ def _expanded_keys(ranks: Tensor, full: Tensor, nearest: Tensor, half: Tensor, s
     return torch.cat([own_keys, keys[present & joins[:, :, None]]]).unique()
 
 
-def _softened(features: Tensor, keys: Tensor, images: int, memory_budget_mb: int) -> Tensor:
+def softened(features: Tensor, keys: Tensor, images: int, memory_budget_mb: int) -> Tensor:
     """Softmax of minus the squared distance over each row; exp(2 s) cannot overflow as |s| <= 1."""
     similarities = []
     for part in keys.split(max(1, memory_budget_mb * 2**20 // (12 * features.shape[1]))):
@@ -78,16 +78,18 @@ def _softened(features: Tensor, keys: Tensor, images: int, memory_budget_mb: int
     return weights / totals[keys // images]
 
 
-def _averaged(encoding: SparseRows, nearest: Tensor, memory_budget_mb: int) -> SparseRows:
-    """Query expansion: row i becomes the mean of the rows of its nearest images (N, k2)."""
+def averaged(encoding: SparseRows, nearest: Tensor, memory_budget_mb: int) -> SparseRows:
+    """Query expansion: row i becomes the mean of the rows of its nearest images (N, k2), of which -1 is none."""
     images, k2 = nearest.shape
     indptr, indices, values = encoding
+    counts = (nearest >= 0).sum(dim=1)  # (N,)
     keys, sums = [], []
     largest = int((indptr[1:] - indptr[:-1]).max())
     for start, stop in _chunks(images, k2 * largest, memory_budget_mb):
         images_of_part = nearest[start:stop].flatten()
-        owner, entry = expand_ranges(torch.stack([indptr[images_of_part], indptr[images_of_part + 1]], dim=1))
+        bounds = torch.stack([indptr[images_of_part], indptr[images_of_part + 1]], dim=1)
+        owner, entry = expand_ranges(bounds.masked_fill(images_of_part[:, None] < 0, 0))
         part = sum_by_key((start + owner // k2) * images + indices[entry], values[entry])
         keys.append(part[0])
-        sums.append(part[1] / k2)
+        sums.append(part[1] / counts[part[0] // images])
     return from_keys(torch.cat(keys), torch.cat(sums), images)

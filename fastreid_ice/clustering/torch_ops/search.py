@@ -27,7 +27,7 @@ def nearest_neighbors(
     similarities = features.new_empty(stop - start, length)
     ranks = torch.empty(stop - start, length, dtype=torch.int64, device=features.device)
     unclear = [ranks.new_empty(0)]
-    with _tf32(allow_tf32):
+    with tf32(allow_tf32):
         for first in range(start, stop, chunk):
             last = min(first + chunk, stop)
             part = slice(first - start, last - start)
@@ -40,7 +40,7 @@ def nearest_neighbors(
 
 
 @contextlib.contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
+def tf32(allowed: bool) -> Iterator[None]:
     """Set whether CUDA matrix products may use TF32, and put the user's setting back afterwards.
 
     Where torch has the newer ``fp32_precision`` it is used: reading the older setting raises when a user has set the
@@ -71,7 +71,7 @@ def _search_chunk(
     similarities, ranks = sort_candidates(products.sum(dim=2), candidates, length)
     if kept == len(features):
         return similarities.float(), ranks, candidates.new_empty(0)
-    unclear = values[:, -1] + _product_error(features, allow_tf32) >= similarities[:, -1]
+    unclear = values[:, -1] + product_error(features, allow_tf32) >= similarities[:, -1]
     return similarities.float(), ranks, unclear.nonzero().flatten()
 
 
@@ -83,7 +83,7 @@ def _largest_products(queries: Tensor, features: Tensor, count: int, allow_tf32:
     return values, candidates
 
 
-def _product_error(features: Tensor, allow_tf32: bool) -> float:
+def product_error(features: Tensor, allow_tf32: bool) -> float:
     """Bound on the error of an inner product of unit vectors: of its accumulation, and of TF32 inputs if allowed."""
     tf32 = features.is_cuda and allow_tf32
     return features.shape[1] * 2.0**-24 + (2.0**-9 if tf32 else 0.0)

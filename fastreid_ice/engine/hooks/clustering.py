@@ -8,17 +8,28 @@ from pathlib import Path
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
+import torch
 from fastreid.config import CfgNode
 from fastreid.engine.train_loop import HookBase
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 from torch import Tensor
 
-from fastreid_ice.clustering import Clusterer, ClusteringResult, check_clusters, summarize
+from fastreid_ice.clustering import (
+    Clusterer,
+    ClusteringConfig,
+    ClusteringResult,
+    check_clusters,
+    instance_labels,
+    summarize,
+)
+from fastreid_ice.clustering.outliers import INSTANCES
+from fastreid_ice.clustering.tracks import NONE, track_rows
 from fastreid_ice.data.datasets import TrainingImages
 from fastreid_ice.data.image_cache import ImageCache
 from fastreid_ice.data.loaders import build_feature_loader
 from fastreid_ice.data.randomness import derive_seed
+from fastreid_ice.data.samplers import outlier_slots
 from fastreid_ice.engine.checks import clustering_config
 from fastreid_ice.engine.extraction import FeatureExtractor
 from fastreid_ice.engine.hooks.training import unwrap
@@ -61,6 +72,7 @@ class ClusteringHook(HookBase):
         self.seed = seed
         self._cache = cache
         self.labels: Tensor | None = None  # (N,) int64, of the last clustering
+        self.targets: Tensor | None = None  # (N,) int64, with labels for the outliers too, if these are to have any
         self._extract = FeatureExtractor(len(images), cfg.TEST.ENGINE)
 
     def before_epoch(self) -> None:
@@ -70,7 +82,7 @@ class ClusteringHook(HookBase):
             self._cluster()
         seed_all_rng(derive_seed(self.seed, epoch, GLOBAL, comm.get_rank()))
         unwrap(self.trainer.model).seed_shuffle(derive_seed(self.seed, epoch, SHUFFLE))
-        self.trainer.data_loader.start_epoch(self.labels, derive_seed(self.seed, epoch, LOADER))
+        self.trainer.data_loader.start_epoch(self.labels, derive_seed(self.seed, epoch, LOADER), self.targets)
 
     def after_train(self) -> None:
         self.trainer.data_loader.close()
@@ -84,13 +96,27 @@ class ClusteringHook(HookBase):
         cameras = images.camids if self.cfg.DATASETS.USE_CAMERAS else None
         config = clustering_config(self.cfg, self.seed, self.trainer.epoch)
         result = Clusterer(config)(features, cameras, images.paths, images.identities, images.tracks)
-        needed = self.cfg.SOLVER.IMS_PER_BATCH // self.cfg.DATALOADER.NUM_INSTANCE
-        check_clusters(result.num_clusters, result.num_outliers, needed, config)
+        self._check_enough(result, config)
         self.labels = result.labels
-        model.memory.rebuild(features, result.labels, self.images.camids)
+        if self.cfg.CLUSTERING.OUTLIERS == INSTANCES:
+            linked = None if config.tracks == NONE else images.tracks  # the images of a track are one instance
+            self.targets = instance_labels(result.labels, None if linked is None else track_rows(linked.ids).of_image)
+            model.memory.rebuild(features, self.targets, torch.where(result.labels < 0, -1, images.camids))
+        else:
+            model.memory.rebuild(features, result.labels, images.camids)
         self._report(result, extraction, time.perf_counter() - start)
         if comm.is_main_process():
             write_clusters(Path(self.cfg.OUTPUT_DIR) / CLUSTERS_FILE, self.images, result.labels)
+
+    def _check_enough(self, result: ClusteringResult, config: ClusteringConfig) -> None:
+        """Raise ValueError unless the clusters, with the outliers that are drawn, fill a batch."""
+        loader = self.cfg.DATALOADER
+        needed = self.cfg.SOLVER.IMS_PER_BATCH // loader.NUM_INSTANCE
+        clusters, outliers, slots = result.num_clusters, result.num_outliers, 0
+        if self.cfg.CLUSTERING.OUTLIERS == INSTANCES and clusters > 0:  # camera proxies need at least one
+            slots = outlier_slots(clusters, outliers, loader.NUM_INSTANCE, loader.OUTLIER_SHARE)
+        if clusters + slots < needed:
+            check_clusters(clusters, outliers, needed, config)
 
     def _report(self, result: ClusteringResult, extraction: float, total: float) -> None:
         scalars = summarize(result.labels, self.images.identities)

@@ -1,0 +1,191 @@
+"""CA-Jaccard, the camera-aware Jaccard distance (Chen et al., CVPR 2024, arXiv 2311.10605), over sparse rows.
+
+Images of one camera look alike, whoever they show: they fill a list of nearest neighbours. So each image has two lists,
+of its own camera (intra) and of all others (inter), and both contribute to its encoding. The Jaccard distances and
+DBSCAN behind it are the usual ones. Search and encoding are written in tensor operations for any device, once for both
+backends; work is cut into chunks of rows, and nothing is N x N.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Callable
+
+import torch
+from torch import Tensor
+
+from fastreid_ice.clustering import distributed
+from fastreid_ice.clustering.costs import Costs
+from fastreid_ice.clustering.float64_search import search_in_float64, sort_candidates
+from fastreid_ice.clustering.methods import ImageFacts, jaccard_dbscan_advice, register_method
+from fastreid_ice.clustering.stages import dbscan, for_backend, jaccard_distances
+from fastreid_ice.clustering.torch_ops.encoding import averaged, reciprocal, softened
+from fastreid_ice.clustering.torch_ops.search import SPARE, TF32_SPARE, product_error, tf32
+from fastreid_ice.clustering.torch_ops.sparse_rows import SparseRows, from_keys
+
+if TYPE_CHECKING:
+    from fastreid_ice.clustering.config import ClusteringConfig
+
+logger = logging.getLogger(__name__)
+
+NAME = "ca_jaccard_dbscan"
+
+# The images (B,) int64 whose neighbours are searched -> (B, N) bool, which images may not be among them.
+Excluded = Callable[[Tensor], Tensor]
+
+
+def camera_aware_neighbors(
+    features: Tensor,
+    cameras: Tensor,
+    k_intra: int,
+    k_inter: int,
+    rows: tuple[int, int] | None = None,
+    memory_budget_mb: int = 256,
+    allow_tf32: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Find the most similar images of each image, among those of its camera and among those of all others.
+
+    Exact, with the order of :func:`fastreid_ice.clustering.nearest_neighbors`.
+
+    Args:
+        features: (N, D) float32 unit rows, on any device.
+        cameras: (N,) int64, on the same device, any numbers.
+        k_intra: length of a list of the own camera, in which the image itself is first; capped at N.
+        k_inter: length of a list of the other cameras, capped at N.
+        rows: (start, stop) to search for only these images, default all.
+        memory_budget_mb: bounds the scratch memory of a chunk, in MiB.
+        allow_tf32: let CUDA find the candidates in TF32: faster, and no longer guaranteed to be exact.
+
+    Returns:
+        ranks (n, k_intra) and (n, k_inter) int64, nearest first; -1 behind the last where there are fewer.
+
+    Example:
+        >>> features = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.3], [1.0, 0.7]]))
+        >>> intra, inter = camera_aware_neighbors(features, torch.tensor([0, 1, 0, 0]), 2, 2)
+        >>> intra.tolist(), inter.tolist()
+        ([[0, 2], [1, -1], [2, 0], [3, 2]], [[1, -1], [0, 2], [1, -1], [1, -1]])
+    """
+    start, stop = rows if rows is not None else (0, len(features))
+    images, dimensions = features.shape
+    spare = TF32_SPARE if allow_tf32 else SPARE
+    lengths = min(k_intra, images), min(k_inter, images)
+    chunk = max(1, memory_budget_mb * 2**20 // (10 * images + 24 * (max(lengths) + spare) * dimensions))
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for part in torch.arange(start, stop, device=features.device).split(chunk):
+        with tf32(allow_tf32):
+            products = features[part] @ features.t()  # (B, N)
+        for length, lists, other in zip(lengths, found, (False, True)):
+            excluded = _of_cameras(cameras, other)
+            ranks, unclear = _nearest(products, features, part, excluded, length, spare, allow_tf32)
+            if len(unclear):
+                again = search_in_float64(features, part[unclear], length, memory_budget_mb, excluded)
+                ranks[unclear] = again[1].masked_fill(again[0] == -torch.inf, -1)
+            lists.append(ranks)
+    empty = torch.empty(0, dtype=torch.int64, device=features.device)
+    intra, inter = (torch.cat([empty.new_empty(0, length), *lists]) for length, lists in zip(lengths, found))
+    return intra, inter
+
+
+def _of_cameras(cameras: Tensor, other: bool) -> Excluded:
+    """Leaves the images of the same camera, or those of the others."""
+    if other:
+        return lambda images: cameras[images][:, None] == cameras[None, :]
+    return lambda images: cameras[images][:, None] != cameras[None, :]
+
+
+def _nearest(
+    products: Tensor,
+    features: Tensor,
+    part: Tensor,
+    excluded: Excluded,
+    length: int,
+    spare: int,
+    allow_tf32: bool,
+) -> tuple[Tensor, Tensor]:
+    """Lists (B, length) from products (B, N), and the positions within ``part`` (B,) of those left unclear."""
+    kept = min(length + spare, len(features))
+    values, candidates = products.masked_fill(excluded(part), -torch.inf).topk(kept, dim=1)  # (B, kept)
+    exact = (features[candidates].double() * features[part].double()[:, None, :]).sum(dim=2)  # (B, kept)
+    exact = exact.masked_fill(values == -torch.inf, -torch.inf)
+    similarities, ranks = sort_candidates(exact, candidates, length)
+    ranks = ranks.masked_fill(similarities == -torch.inf, -1)
+    if kept == len(features):
+        return ranks, part[:0]
+    last = values[:, -1]
+    unclear = (last + product_error(features, allow_tf32) >= similarities[:, -1]) & (last > -torch.inf)
+    return ranks, unclear.nonzero().flatten()
+
+
+def camera_aware_encoding(
+    features: Tensor,
+    intra: Tensor,
+    inter: Tensor,
+    k2_intra: int = 2,
+    k2_inter: int = 4,
+    memory_budget_mb: int = 256,
+) -> SparseRows:
+    """Encode each image as a sparse row of weights over its camera-aware k-reciprocal neighbours.
+
+    R(i) = images in i's intra list that have i in theirs, and images in i's inter list that have i in theirs (CKRNNs).
+    Weights: softmax of minus the squared Euclidean distance over R(i). Local query expansion (CLQE): the mean of the
+    rows of the ``k2_intra`` first images of i's intra list, the first of which is i, and of the ``k2_inter`` first ones
+    of its inter list. Where a list is shorter, the mean is over fewer rows.
+
+    Args:
+        features: (N, D) float32 unit rows.
+        intra: (N, K) int64, nearest first, -1 for none; see :func:`camera_aware_neighbors`.
+        inter: (N, L) int64, likewise.
+        k2_intra: rows of the own camera to average, >= 1.
+        k2_inter: rows of other cameras to average, >= 0.
+        memory_budget_mb: bounds the scratch memory, in MiB.
+
+    Returns:
+        (N, N) sparse matrix, rows sum to 1.
+    """
+    images = len(intra)
+    rows = torch.arange(images, device=intra.device)[:, None] * images
+    keys = torch.cat([(rows + ranks)[reciprocal(ranks)] for ranks in (intra, inter)]).sort().values
+    encoding = from_keys(keys, softened(features, keys, images, memory_budget_mb), images)
+    nearest = torch.cat([intra[:, :k2_intra], inter[:, :k2_inter]], dim=1)
+    return averaged(encoding, nearest, memory_budget_mb)
+
+
+def _check(config: ClusteringConfig) -> None:
+    if config.knn != "exact":
+        raise ValueError(
+            f"CLUSTERING.KNN is {config.knn!r}, but CLUSTERING.METHOD {NAME} searches among the images of chosen "
+            "cameras, which an index cannot; set CLUSTERING.KNN exact."
+        )
+
+
+@register_method(NAME, collective=True, needs_cameras=True, check=_check, advice=jaccard_dbscan_advice)
+def ca_jaccard_dbscan(features: Tensor, images: ImageFacts, config: ClusteringConfig, costs: Costs) -> Tensor | None:
+    """DBSCAN on CA-Jaccard distances. The ranks share the search.
+
+    As in the authors' code a list has one entry more than k1: of the own camera that is the image itself. Where there
+    are fewer images it is shorter; theirs goes on with images of the wrong cameras.
+    """
+    assert images.camids is not None
+    if bool((images.camids == images.camids[0]).all()):
+        logger.warning(
+            "All images are of one camera: CLUSTERING.METHOD %s has no neighbours from other cameras, and compares "
+            "lists of CLUSTERING.K1_INTRA (%d) images only.",
+            NAME,
+            config.k1_intra,
+        )
+    cameras, budget = images.camids.to(features.device), config.memory_budget_mb
+    with costs.stage("search"):
+        rows = distributed.own_rows(len(features))
+        lists = camera_aware_neighbors(
+            features, cameras, config.k1_intra + 1, config.k1_inter + 1, rows, budget, config.allow_tf32
+        )
+        if distributed.in_group():
+            lists = distributed.gather_rows(lists[0], len(features)), distributed.gather_rows(lists[1], len(features))
+    if not distributed.is_first():
+        return None
+    with costs.stage("reciprocal"):
+        encoding = camera_aware_encoding(features, *lists, config.k2_intra, config.k2_inter, budget)
+    with costs.stage("jaccard"):
+        graph = jaccard_distances(for_backend(encoding, config.backend), config.eps, budget)
+    with costs.stage("dbscan"):
+        return dbscan(graph, config.min_samples).cpu()
