@@ -26,7 +26,7 @@ import fastreid_ice.data.validation  # noqa: F401  (registers Market1501Validati
 from fastreid_ice.clustering import Tracks, check_tracks
 from fastreid_ice.data.numbering import number_names
 from fastreid_ice.errors import look_up
-from fastreid_ice.synthetic import render_synthetic_reid
+from fastreid_ice.synthetic import SceneDifficulty, render_synthetic_reid
 
 logger = logging.getLogger(__name__)
 
@@ -239,6 +239,20 @@ class SyntheticReIDLarge(SyntheticReID):
 
     def _render(self, folder: Path) -> Path:
         return render_synthetic_reid(folder, train_identities=96, test_identities=72, cameras=6)
+
+
+@DATASET_REGISTRY.register()
+class SyntheticReIDSource(SyntheticReID):
+    """Other people than in :class:`SyntheticReID`, under six cameras that are further apart: a source for it."""
+
+    dataset_dir = "synthetic_reid_source"
+    dataset_name = "synthetic_reid_source"
+
+    def _render(self, folder: Path) -> Path:
+        difficulty = SceneDifficulty(cast=0.3, background=0.4)
+        return render_synthetic_reid(
+            folder, seed=1, train_identities=48, test_identities=24, cameras=6, difficulty=difficulty
+        )
 
 
 @DATASET_REGISTRY.register()
