@@ -109,7 +109,7 @@ class TestWaitsForNobody:
         step = steps_of(model, iter([inputs] * 2), optimizer=build_optimizer(ice_config(**BACKBONE), model))
         with BlockingCopies() as copies:
             run(step, 2)
-        assert copies.names["blocking"] == 0 and len(step.model.source_statistics.state_dict()) == 12
+        assert copies.names["blocking"] == 0 and len(step.model.source_statistics.state_dict()) == 18
 
     def test_a_loss_that_waits_is_found(self):
         step = self.on_meta()

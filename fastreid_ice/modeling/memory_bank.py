@@ -185,7 +185,7 @@ class MomentumMemory(MemoryBank):
 
     Centroids start as means of length 1, unlike ICE's. A resumed run begins its first epoch with a clustering, so that
     nothing is lost between two epochs. The rows of the source (``DATASETS.SOURCE``) are rebuilt before the first epoch
-    only and move from then on, as in SpCL (arXiv 2006.02713, section 3.2).
+    only and move from then on, as in SpCL (arXiv 2006.02713, section 3.1).
 
     Raises:
         ValueError: a key of ``MODEL.ICE.MOMENTUM_MEMORY`` is out of range.
