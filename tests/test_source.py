@@ -534,3 +534,29 @@ def test_rows_are_means_by_the_source_s_own_statistics(tmp_path, monkeypatch):
 def test_beside_other_keys(keys, tmp_path):
     train(tmp_path, **{"TEST__EVAL_PERIOD": 0, "TEST__EVAL_START": False, **keys})
     assert all(row["loss_agnostic_source"] > 0 for row in results(tmp_path))
+
+
+def test_the_labels_are_learnt(tmp_path, registered):
+    """People of the source are told apart by their labels; by labels that mean nothing they are not."""
+
+    class AnyLabels(TinySource):
+        def __init__(self, root="datasets", **kwargs):
+            super().__init__(root, **kwargs)
+            order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0)).tolist()
+            labels = [self.train[i][1] for i in order]
+            self._train = [(path, label, camera) for (path, _, camera), label in zip(self.train, labels)]
+
+    registered(AnyLabels)
+    learnt = {
+        "SOLVER__BASE_LR": 0.01,
+        "SOLVER__MAX_EPOCH": 4,
+        "SOLVER__ITERS_PER_EPOCH": 10,
+        "MODEL__ICE__MOMENTUM": 0.5,
+    }
+    learnt |= {f"INPUT__{key}__ENABLED": False for key in ("REA", "BLUR")}
+    losses = {}
+    for name in ("TinySource", "AnyLabels"):
+        train(tmp_path / name, **{**learnt, "DATASETS__SOURCE": (name,), "DATASETS__TESTS": ()})
+        losses[name] = [row["loss_hard_instance_source"] for row in results(tmp_path / name)]
+    assert losses["TinySource"][-1] < 0.5 * losses["TinySource"][0]
+    assert losses["TinySource"][-1] < 0.5 * losses["AnyLabels"][-1]

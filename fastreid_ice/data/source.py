@@ -12,7 +12,8 @@ from fastreid.config import CfgNode
 from torch import Tensor
 
 from fastreid_ice.config import source_ims_per_batch
-from fastreid_ice.data.datasets import Item, TrainingImages, _numbered, load_training_set
+from fastreid_ice.data.datasets import Item, TrainingImages, load_training_set
+from fastreid_ice.data.numbering import number_names
 
 
 def load_source_images(cfg: CfgNode, target: TrainingImages) -> TrainingImages | None:
@@ -42,8 +43,8 @@ def load_source_images(cfg: CfgNode, target: TrainingImages) -> TrainingImages |
     cameras = [item[2] for item in items] if cfg.DATASETS.USE_CAMERAS else [""] * len(items)
     images = TrainingImages(
         tuple(str(item[0]) for item in items),
-        _numbered(cameras) + int(target.camids.max()) + 1,
-        _numbered([item[1] for item in items]),
+        torch.from_numpy(number_names(cameras)) + int(target.camids.max()) + 1,
+        torch.from_numpy(number_names([item[1] for item in items])),
     )
     _check_classes(cfg, images)
     return images
