@@ -77,7 +77,7 @@ class SourceClasses:
         chosen = sample_by_class_and_camera(self.images, count or len(self.images), seed)
         loader = build_feature_loader(self.cfg, self.images, self._cache, chosen)
         with self.model.source_statistics.in_place():
-            features = FeatureExtractor(len(chosen), self.cfg.MODEL.ICE.FOLD_EXTRACTION)(self.model, loader)
+            features = FeatureExtractor(len(chosen), self.cfg.TEST.ENGINE)(self.model, loader)
         logger.info(
             "Source: %d classes of %d images, features of %d in %.1f s",
             int(self.classes.max()) + 1,
