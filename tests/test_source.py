@@ -21,8 +21,9 @@ from fastreid_ice.data.loaders import EpochLoader, build_feature_loader
 from fastreid_ice.data.source import load_source_images, sample_by_class_and_camera
 from fastreid_ice.engine import ICETrainer
 from fastreid_ice.engine.checks import check_config
-from fastreid_ice.modeling import MemoryBank, MomentumMemory, set_bn_chunks
+from fastreid_ice.modeling import ICE, MemoryBank, MomentumMemory, set_bn_chunks
 from fastreid_ice.modeling.domain_statistics import DomainStatistics
+from fastreid_ice.modeling.memory_bank import HardMeanMemory
 from fastreid_ice.report.manifest import read_manifest
 from tests import reference_losses
 from tests.conftest import ice_config
@@ -159,7 +160,7 @@ def test_wrong_sizes():
 
 def batches(cfg, target, source, first=20) -> list[dict]:
     loader = EpochLoader(cfg, target, source)
-    loader.start_epoch(target.identities, 5, None if source is None else source.identities + first)
+    loader.start_epoch(target.identities, 5, source_labels=None if source is None else source.identities + first)
     found = list(loader)
     loader.close()
     return found
@@ -276,6 +277,9 @@ TARGET, CLASSES = rows(images=16), rows(classes=3, images=12, first=4, first_cam
 JOINT = [torch.cat(pair) for pair in zip(TARGET, CLASSES)]
 
 
+ROWS = ("centroids", "proxies", "proxy_labels", "proxy_camids")
+
+
 class TestMemory:
     def test_proxies_by_domain(self):
         memory = MemoryBank()
@@ -294,8 +298,9 @@ class TestMemory:
         for label in range(4, 7):
             torch.testing.assert_close(memory.centroids[label], CLASSES[0][CLASSES[1] == label].mean(dim=0))
 
-    def test_what_is_kept_follows_other_clusters(self):
-        memory = MomentumMemory(ice_config())
+    @pytest.mark.parametrize("kind", [MomentumMemory, HardMeanMemory])
+    def test_what_is_kept_follows_other_clusters(self, kind):
+        memory = kind(ice_config())
         assert memory.source_rows() == {}
         memory.rebuild(*JOINT)
         memory.mark_source(4)
@@ -304,11 +309,24 @@ class TestMemory:
         memory.rebuild(*clusters)
         memory.append_source(kept)
         memory.mark_source(6)
-        joint = MomentumMemory(ice_config())
+        joint = kind(ice_config())
         joint.rebuild(*(torch.cat(pair) for pair in zip(clusters, (CLASSES[0], CLASSES[1] + 2, CLASSES[2]))))
-        for name in ("centroids", "proxies", "proxy_labels", "proxy_camids"):
+        for name in (*["hard_centroids"] * (kind is HardMeanMemory), *ROWS):
             torch.testing.assert_close(getattr(memory, name), getattr(joint, name))
         assert memory.source_begins == (6, 12)
+
+    def test_hard_centroids_are_kept_as_they_have_moved(self):
+        memory = HardMeanMemory(ice_config())
+        memory.rebuild(*JOINT)
+        memory.mark_source(4)
+        memory.hard_centroids[5] = 7.0
+        kept = memory.source_rows()
+        memory.rebuild(*TARGET)
+        memory.append_source(kept)
+        assert (memory.hard_centroids[5] == 7).all() and not (memory.centroids[5] == 7).any()
+        memory.rebuild(*TARGET)
+        memory.append_source({name: value for name, value in kept.items() if name != "hard"})  # of a MomentumMemory
+        assert torch.equal(memory.hard_centroids[4:], memory.centroids[4:])
 
 
 VIEWS = ("images", "images_key", "images_weak")
@@ -336,15 +354,18 @@ LOSSES = ("agnostic", "cross_camera", "hard_instance", "soft_instance")
 
 
 class TestStep:
-    @pytest.mark.parametrize("chunks", [1, 2])
-    def test_each_domain_as_if_it_were_alone(self, chunks):
+    @pytest.mark.parametrize(
+        ("chunks", "names"), [(1, LOSSES), (2, LOSSES), (1, ("intra_camera", "online_association"))]
+    )
+    def test_each_domain_as_if_it_were_alone(self, chunks, names):
         """The losses of two models, one trained on each domain, over the same memory; the statistics of the first."""
         keys = {"MODEL__ICE__BN_CHUNKS": chunks, "MODEL__ICE__SHUFFLE_BN": False}
+        keys["MODEL__LOSSES__NAME"] = tuple(f"{name.title().replace('_', '')}Loss" for name in names)
         both = build(**SOURCE, **keys, MODEL__LOSSES__SOURCE_SCALE=0.25)
         with both.source_statistics.in_place():
             pass  # they begin as the loaded ones; a run extracts features with them before its first step
         found = both(BATCH)
-        assert list(found) == [f"loss_{name}" for name in LOSSES] + [f"loss_{name}_source" for name in LOSSES]
+        assert list(found) == [f"loss_{name}" for name in names] + [f"loss_{name}_source" for name in names]
         target = build(**keys)
         for name, loss in target(TARGET_BATCH).items():
             torch.testing.assert_close(found[name], loss)
@@ -491,6 +512,28 @@ def test_rows_that_are_kept_are_made_once(tmp_path, monkeypatch):
         assert len(set(calls)) == expected, memory
 
 
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_outliers_as_classes_of_their_own(memory, tmp_path, monkeypatch):
+    """SpCL's: the classes of the source are behind those of the clusters and of the outliers."""
+    seen = []
+    features = ICE._step_features
+    monkeypatch.setattr(ICE, "_step_features", lambda *args, **kw: seen.append(features(*args, **kw)) or seen[-1])
+    keys = {"CLUSTERING__OUTLIERS": "instances", "DATALOADER__OUTLIER_SHARE": 1.0, "CLUSTERING__MIN_SAMPLES": 4}
+    trainer = train(tmp_path, **keys, MODEL__ICE__MEMORY=memory, TEST__EVAL_PERIOD=0)
+    labels, targets = trainer.clustering.labels, trainer.clustering.targets
+    first, outliers = int(targets.max()) + 1, int((labels < 0).sum())
+    assert outliers and first == int(labels.max()) + 1 + outliers
+    bank = trainer.model.memory
+    assert bank.source_begins[0] == first and len(bank.centroids) == first + 6
+    assert (bank.proxies_of(False)[1] <= labels.max()).all() and (bank.proxies_of(True)[1] >= first).all()
+    last = [step for step in seen if step.is_source][-3:], [step for step in seen if not step.is_source][-3:]
+    for step in last[0]:
+        assert (step.labels >= first).all() and (step.camids >= 3).all()
+    for step in last[1]:
+        assert (step.labels < first).all() and (step.camids[step.labels > labels.max()] == -1).all()
+    assert any((step.camids == -1).any() for step in last[1])
+
+
 @pytest.mark.parametrize("engine", ["torch", "folded"])
 def test_rows_are_means_by_the_source_s_own_statistics(engine, tmp_path, monkeypatch):
     found = {}
@@ -522,6 +565,12 @@ def test_rows_are_means_by_the_source_s_own_statistics(engine, tmp_path, monkeyp
         {"SOLVER__AMP__ENABLED": True, "SOLVER__AMP__DTYPE": "bfloat16", "TEST__AMP": True},
         {"SOLVER__ACCUMULATION": 3, "MODEL__ICE__CHANNELS_LAST": True, "MODEL__ICE__BN_CHUNKS": 2},
         {"TEST__ENGINE": "folded", "DATALOADER__CACHE": "disk", "CLUSTERING__PERIOD": 2},
+        {
+            "MODEL__ICE__MEMORY": "HardMeanMemory",
+            "MODEL__ICE__MOMENTUM_MEMORY__FEATURES": "queries",
+            "MODEL__LOSSES__NAME": ("AgnosticLoss", "HardMeanLoss", "IntraCameraLoss", "OnlineAssociationLoss"),
+            "MODEL__ICE__EVAL_ENCODER": "online",
+        },
         {"MODEL__BACKBONE__NORM": "GhostBN", "MODEL__ICE__EVAL_ENCODER": "online"},
         {"TEST__PRECISE_BN__ENABLED": True, "TEST__PRECISE_BN__DATASET": "TinyReID", "TEST__PRECISE_BN__NUM_ITER": 2},
         {

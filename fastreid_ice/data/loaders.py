@@ -262,12 +262,12 @@ class EpochLoader:
         Raises:
             ValueError: there are too few clusters for a batch.
         """
-        seeds = [derive_seed(seed, part) for part in range(4)]
-        domains = [self._draws(self.images, labels, targets, self.cfg.SOLVER.IMS_PER_BATCH, *seeds[:2])]
+        order, views, source_order, source_views = (derive_seed(seed, part) for part in range(4))
+        domains = [self._draws(self.images, labels, targets, self.cfg.SOLVER.IMS_PER_BATCH, order, views)]
         if self.source is not None:
             assert source_labels is not None
-            size = source_ims_per_batch(self.cfg)
-            domains.append(self._draws(self.source, source_labels, None, size, *seeds[2:], first=len(self.images)))
+            size, first = source_ims_per_batch(self.cfg), len(self.images)
+            domains.append(self._draws(self.source, source_labels, None, size, source_order, source_views, first))
         self._open(*domains)
 
     def _draws(

@@ -266,6 +266,19 @@ class HardMeanMemory(MomentumMemory):
         super().rebuild(features, labels, camids)
         self.hard_centroids = self.centroids.clone()
 
+    def source_rows(self) -> dict[str, Tensor]:
+        rows = super().source_rows()
+        return (
+            rows
+            if self.source_begins is None
+            else {**rows, "hard": self.hard_centroids[self.source_begins[0] :].clone()}
+        )
+
+    def append_source(self, rows: Mapping[str, Tensor]) -> None:
+        super().append_source(rows)
+        hard = rows.get("hard", rows["centroids"])  # of a run with another memory
+        self.hard_centroids = torch.cat([self.hard_centroids, hard.to(self.hard_centroids.device)])
+
     def _move_clusters(self, labels: Tensor, images: Tensor) -> None:
         self._move(self.centroids, labels, images, "mean")
         self._move(self.hard_centroids, labels, images, "hardest")

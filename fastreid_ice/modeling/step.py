@@ -21,7 +21,7 @@ class StepFeatures:
     """Embeddings and labels of a step. b images are this process's, B = b x number of processes the whole batch's.
 
     With labelled images of another domain (``DATASETS.SOURCE``) a step has two of them, one for each domain: the losses
-    are computed of each and added up. Source classes have the labels behind the clusters, their cameras those behind
+    are computed of each and added up. Source classes have the labels behind the target's, their cameras those behind
     the target's, so that both index the same memory.
 
     Momentum embeddings are (0, D) where nothing uses them, see ``LOSS_REGISTRY``.
