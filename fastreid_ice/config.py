@@ -23,6 +23,7 @@ def add_ice_config(cfg: CN) -> None:
     _add_clustering(cfg)
     _add_input(cfg.INPUT)
     _add_schedule(cfg)
+    _add_source(cfg)
     _add_loader(cfg.DATALOADER)
     _add_folder(cfg)
     # Write <OUTPUT_DIR>/report.html at the end of a run: curves, clusters, rankings, costs, config, in one file.
@@ -178,6 +179,26 @@ def _add_schedule(cfg: CN) -> None:
     # Let the training ignore camera ids (camera-agnostic ICE): every image counts as taken by one camera.
     # Evaluation still needs the test set's camera ids.
     cfg.DATASETS.USE_CAMERAS = True
+
+
+def _add_source(cfg: CN) -> None:
+    """Domain adaptation: labelled images beside the unlabelled ones, see docs/source.md. Not in the paper."""
+    # Labelled datasets to train on beside DATASETS.NAMES, the target, which stays without labels. (): none (ref).
+    cfg.DATASETS.SOURCE = ()
+    # Source images of a batch, beside the SOLVER.IMS_PER_BATCH of the target; 0: as many (SpCL, OpenUnReID).
+    cfg.DATASETS.SOURCE_IMS_PER_BATCH = 0
+    # Of how many images of each source class under each camera, drawn anew each time, its centroid and its proxies are
+    # the means. Less time where the source is large. 0: of all.
+    cfg.DATASETS.SOURCE_SAMPLE = 0
+    # Weight of the source's losses beside the target's, above 0 (SpCL: 1).
+    cfg.MODEL.LOSSES.SOURCE_SCALE = 1.0
+
+
+def source_ims_per_batch(cfg: CN) -> int:
+    """Source images of a batch, over all processes; 0 without DATASETS.SOURCE."""
+    if not cfg.DATASETS.SOURCE:
+        return 0
+    return cfg.DATASETS.SOURCE_IMS_PER_BATCH or cfg.SOLVER.IMS_PER_BATCH
 
 
 def _add_loader(loader: CN) -> None:

@@ -43,6 +43,16 @@ RUNS = {
         {"atol": 1e-5, "rtol": 1e-4},
     ),
     "clusters": (CLUSTERED, 2, {"atol": 1e-5, "rtol": 1e-4}),
+    "a source": (
+        {**CLUSTERED, "DATASETS__SOURCE": ("TinySource",), "DATASETS__SOURCE_IMS_PER_BATCH": 16},
+        2,
+        {"atol": 1e-5, "rtol": 1e-4},
+    ),
+    "a source, kept in a momentum memory": (
+        {**CLUSTERED, "DATASETS__SOURCE": ("TinySource",), "MODEL__ICE__MEMORY": "MomentumMemory"},
+        2,
+        {"atol": 1e-5, "rtol": 1e-4},
+    ),
     "clusters, bfloat16": (
         {**CLUSTERED, "SOLVER__AMP__ENABLED": True, "SOLVER__AMP__DTYPE": "bfloat16"},
         2,
@@ -60,6 +70,8 @@ def train(folder: str, name: str) -> None:
     trainer.resume_or_load(resume=False)
     trainer.train()
     torch.save(trainer.clustering.labels, f"{folder}/labels_{comm.get_rank()}.pth")
+    if trainer.clustering.source is not None:
+        torch.save(trainer.clustering.source.state_dict(), f"{folder}/source_{comm.get_rank()}.pth")
 
 
 def train_golden(folder: str) -> None:
@@ -120,6 +132,19 @@ def test_all_processes_train_on_the_same_clusters(name, folders):
     assert labels.max() >= 1
     for rank in range(2):
         assert torch.equal(labels, torch.load(two / f"labels_{rank}.pth", weights_only=True))
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if "source" in name])
+def test_statistics_and_rows_of_the_source(name, folders):
+    """Each process has its share of both domains; what is known of the source is the same on all."""
+    one, two = (folder / name for folder in folders)
+    expected = torch.load(one / "source_0.pth", weights_only=True)
+    assert expected["statistics"] and bool(expected["memory"]) == ("kept" in name)
+    for rank in range(2):
+        found = torch.load(two / f"source_{rank}.pth", weights_only=True)
+        for part in ("statistics", "memory"):
+            for key, value in expected[part].items():
+                torch.testing.assert_close(found[part][key], value, atol=1e-5, rtol=1e-4, msg=key)
 
 
 def test_two_processes_equal_the_reference(folders):

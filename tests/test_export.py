@@ -179,6 +179,11 @@ def test_labels_and_start_weights_are_told():
     cfg.MODEL.BACKBONE.PRETRAIN_PATH = "/home/somebody/osnet_msmt17.pth"
     assert start_weights(cfg) == "osnet_msmt17.pth"
     assert "may have been trained with labels" in labels_used(cfg) and "somebody" not in labels_used(cfg)
+    cfg.DATASETS.SOURCE = ("DukeMTMC",)
+    assert labels_used(cfg).startswith(
+        "no identity labels were used for training but those of DukeMTMC (DATASETS.SOURCE)"
+    )
+    assert zoo_names(cfg)[0] == "market_ice_source_R50"
     cfg.CLUSTERING.METHOD = "ground_truth"
     assert labels_used(cfg).startswith("identity labels of the training set were used")
 

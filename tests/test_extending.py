@@ -64,9 +64,10 @@ def folder(tmp_path, tiny_dataset, monkeypatch):
     return tmp_path
 
 
-def train(folder, example):
+def train(folder, example, **more):
     """Train one short epoch with the page's config; returns the row of results.json."""
     options = {key: value for key, value in SMALL.items() if key not in FREE[example]}
+    options.update({key.replace("__", "."): value for key, value in more.items()})
     options["OUTPUT_DIR"] = str(folder / "run")
     config = str(folder / f"{example}.yml")
     run(Namespace(config_file=config, opts=small_options(options), eval_only=False, resume=False))
@@ -81,6 +82,14 @@ def test_every_example_is_short():
 def test_a_loss(folder):
     row = train(folder, "my_loss")
     assert row["loss_centroid_pull"] > 0 and "loss_hard_instance" not in row
+
+
+def test_a_loss_and_a_memory_that_know_of_no_source(folder):
+    """Both get the source's images too, under labels of the same memory."""
+    source = {"DATASETS__SOURCE": ("TinySource",), "MODEL__ICE__IMPORTS": ("my_loss", "my_memory")}
+    row = train(folder, "my_loss", **source, MODEL__ICE__MEMORY="MovingCentroids")
+    assert row["loss_centroid_pull"] > 0 and row["loss_centroid_pull_source"] > 0
+    assert row["loss_centroid_pull"] != row["loss_centroid_pull_source"]
 
 
 def test_a_clustering(folder):

@@ -111,6 +111,7 @@ def test_keys_that_the_base_lacks_are_differences():
 def test_names_of_methods_and_backbones():
     assert method_name(config(DATASETS__USE_CAMERAS=False)) == "ICE (agnostic)"
     assert method_name(config(DATASETS__USE_CAMERAS=False, CLUSTERING__METHOD="ground_truth")) == "true labels"
+    assert method_name(config(DATASETS__SOURCE=("DukeMTMC", "CUHK03"))) == "ICE (source DukeMTMC + CUHK03)"
     assert method_name({"MODEL": {"META_ARCHITECTURE": "Baseline"}}) == "Baseline"
     assert build_manifest(BASE, BASE, seed=1, images=1, cameras=1, name="mine")["name"] == "mine"
 

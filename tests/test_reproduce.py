@@ -104,6 +104,8 @@ def test_operations_of_an_image_by_hand():
     few = training_flops(cfg, 10, 20)
     every = few["steps"] / (cfg.SOLVER.MAX_EPOCH * cfg.SOLVER.ITERS_PER_EPOCH * cfg.SOLVER.IMS_PER_BATCH)
     assert every == 5 * expected and few["clusterings"] == cfg.SOLVER.MAX_EPOCH * 10 * expected
+    cfg.DATASETS.SOURCE, cfg.DATASETS.SOURCE_IMS_PER_BATCH = ("TinySource",), 4  # beside 8 of the target
+    assert training_flops(cfg, 10, 20) == {**few, "steps": 1.5 * few["steps"]}
 
 
 def _convolutions(cfg):

@@ -100,6 +100,17 @@ class TestWaitsForNobody:
         keys = {"POSITIVES": positives, "DENOMINATOR": denominator, "PROXY_NORM": "proxy", "PAD_WITH_POSITIVES": False}
         run(self.on_meta(**{f"MODEL__LOSSES__CROSS_CAMERA__{key}": value for key, value in keys.items()}), 1)
 
+    def test_both_domains(self):
+        """The part of the source, its statistics and its rows of the memory."""
+        model = build(DATASETS__SOURCE=("TinySource",), MODEL__ICE__MEMORY="MomentumMemory", MODEL__ICE__BN_CHUNKS=2)
+        model.memory.mark_source(2)
+        model.to("meta")
+        inputs = {name: value.to("meta") if name == "targets" else value for name, value in batch(16).items()}
+        step = steps_of(model, iter([inputs] * 2), optimizer=build_optimizer(ice_config(**BACKBONE), model))
+        with BlockingCopies() as copies:
+            run(step, 2)
+        assert copies.names["blocking"] == 0 and len(step.model.source_statistics.state_dict()) == 18
+
     def test_a_loss_that_waits_is_found(self):
         step = self.on_meta()
         step.model.loss_functions["loss_waits"] = lambda features, memory: (

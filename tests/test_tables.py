@@ -52,6 +52,20 @@ def pipe(text: str) -> list[list[str]]:
 # Statistics and grouping.
 
 
+def test_labels_of_a_source_are_told(tmp_path):
+    """Rows of domain adaptation stand apart: by their name, by the labels used, and without a part in the best."""
+    write_run(tmp_path / "a", [row(1, 50.0)])
+    write_run(tmp_path / "b", [row(1, 70.0)], DATASETS__SOURCE=("MSMT17",))
+    write_run(tmp_path / "c", [row(1, 40.0)], MODEL__LOSSES__NAME=("AgnosticLoss",))
+    made = table(tmp_path)
+    assert {row.setting for row in made.rows if "source MSMT17" in str(row.labels[0])} == {
+        "with identity labels of a source"
+    }
+    text = benchmark_table([tmp_path])
+    assert "identities of a source" in text and "**50.0**" in text and "**70.0**" not in text
+    assert "those trained with identities apart" in text
+
+
 def test_mean_and_sample_deviation_by_hand():
     found = aggregate([34.3, 33.9, 33.9, 34.5, 34.1])
     # mean 34.14; squared distances .0256 .0576 .0576 .1296 .0016 sum to .272; / 4 = .068

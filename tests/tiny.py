@@ -39,6 +39,26 @@ class TinyTracks(TinyReID):
         self.tracks = {path: (f"{person} {camera}", None) for path, person, camera in self.train}
 
 
+@DATASET_REGISTRY.register()
+class TinySource(SyntheticReID):
+    """6 other identities, 2 cameras: a source."""
+
+    dataset_dir = "tiny_source"
+    dataset_name = "tiny_source"
+
+    def _render(self, folder: Path) -> Path:
+        return render_synthetic_reid(
+            folder,
+            seed=1,
+            train_identities=6,
+            test_identities=2,
+            cameras=2,
+            train_images=(2, 4),
+            gallery_images=(1, 2),
+            distractors=0,
+        )
+
+
 @BACKBONE_REGISTRY.register()
 def build_two_convolutions(cfg):
     """The backbone of the reference trajectories: (B, 3, H, W) -> (B, 32, H/4, W/4)."""

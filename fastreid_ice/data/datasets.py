@@ -26,7 +26,7 @@ import fastreid_ice.data.validation  # noqa: F401  (registers Market1501Validati
 from fastreid_ice.clustering import Tracks, check_tracks
 from fastreid_ice.data.numbering import number_names
 from fastreid_ice.errors import look_up
-from fastreid_ice.synthetic import render_synthetic_reid
+from fastreid_ice.synthetic import SceneDifficulty, render_synthetic_reid
 
 logger = logging.getLogger(__name__)
 
@@ -73,16 +73,7 @@ def load_training_images(cfg: CfgNode) -> TrainingImages:
     items: list[Item] = []
     tracks: dict[str, tuple[Any, int | None]] = {}
     for name in cfg.DATASETS.NAMES:
-        dataset = load_dataset(cfg, name, "DATASETS.NAMES", combineall=cfg.DATASETS.COMBINEALL)
-        if not dataset.train:
-            raise FileNotFoundError(f"{name} of DATASETS.NAMES has no training image under {_root()}")
-        if cfg.DATASETS.USE_CAMERAS and any(item[2] is None for item in dataset.train):
-            raise ValueError(
-                f"{name} of DATASETS.NAMES has images without camera ids. Train camera-agnostic: DATASETS.USE_CAMERAS "
-                "False, and no CrossCameraLoss in MODEL.LOSSES.NAME (as configs/ICE/own.yml)."
-            )
-        if comm.is_main_process():
-            dataset.show_train()
+        dataset = load_training_set(cfg, name, "DATASETS.NAMES")
         items += dataset.train
         tracks.update({path: ((name, track), frame) for path, (track, frame) in getattr(dataset, "tracks", {}).items()})
     items.sort(key=lambda item: item[0])
@@ -96,6 +87,31 @@ def load_training_images(cfg: CfgNode) -> TrainingImages:
     )
     check_tracks(cfg.CLUSTERING.TRACKS, images.tracks)
     return images
+
+
+def load_training_set(cfg: CfgNode, name: str, key: str) -> ImageDataset:
+    """A dataset with training images, and with their cameras where ``DATASETS.USE_CAMERAS`` needs them.
+
+    Args:
+        cfg: the config.
+        name: under which it is registered.
+        key: the config key that names it, for messages.
+
+    Raises:
+        FileNotFoundError: its folder is not there, or holds no training image.
+        ValueError: no such dataset, or one without camera ids while they are used.
+    """
+    dataset = load_dataset(cfg, name, key, combineall=cfg.DATASETS.COMBINEALL)
+    if not dataset.train:
+        raise FileNotFoundError(f"{name} of {key} has no training image under {_root()}")
+    if cfg.DATASETS.USE_CAMERAS and any(item[2] is None for item in dataset.train):
+        raise ValueError(
+            f"{name} of {key} has images without camera ids. Train camera-agnostic: DATASETS.USE_CAMERAS "
+            "False, and no CrossCameraLoss in MODEL.LOSSES.NAME (as configs/ICE/own.yml)."
+        )
+    if comm.is_main_process():
+        dataset.show_train()
+    return dataset
 
 
 def load_dataset(cfg: CfgNode, name: str, key: str, **options: Any) -> ImageDataset:
@@ -223,6 +239,20 @@ class SyntheticReIDLarge(SyntheticReID):
 
     def _render(self, folder: Path) -> Path:
         return render_synthetic_reid(folder, train_identities=96, test_identities=72, cameras=6)
+
+
+@DATASET_REGISTRY.register()
+class SyntheticReIDSource(SyntheticReID):
+    """Other people than in :class:`SyntheticReID`, under six cameras that are further apart: a source for it."""
+
+    dataset_dir = "synthetic_reid_source"
+    dataset_name = "synthetic_reid_source"
+
+    def _render(self, folder: Path) -> Path:
+        difficulty = SceneDifficulty(cast=0.3, background=0.4)
+        return render_synthetic_reid(
+            folder, seed=1, train_identities=48, test_identities=24, cameras=6, difficulty=difficulty
+        )
 
 
 @DATASET_REGISTRY.register()

@@ -68,13 +68,13 @@ class UnlabeledFolder(ImageDataset):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, key: str, combineall: bool = False, **options: Any) -> UnlabeledFolder:
-        """The training images for the key "DATASETS.NAMES", the queries and gallery for "DATASETS.TESTS".
+        """The training images for "DATASETS.NAMES" and "DATASETS.SOURCE", queries and gallery for "DATASETS.TESTS".
 
         Raises:
             ValueError, FileNotFoundError, NotADirectoryError: a key that is missing or does not fit the files.
         """
         node = cfg.DATASETS.FOLDER
-        if key == "DATASETS.NAMES":
+        if key in ("DATASETS.NAMES", "DATASETS.SOURCE"):
             if combineall:
                 raise ValueError(f"DATASETS.COMBINEALL: {NAME} trains on all of DATASETS.FOLDER.PATH; set it to False.")
             return cls(train=scan_training_images(node), **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
@@ -17,9 +18,10 @@ from fastreid.data.samplers import TrainingSampler
 from fastreid.data.transforms import build_transforms
 from fastreid.utils import comm
 from torch import Tensor
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, Dataset, Subset
 from torchvision import transforms as T
 
+from fastreid_ice.config import source_ims_per_batch
 from fastreid_ice.data.datasets import TrainingImages, load_test_images
 from fastreid_ice.data.image_cache import ImageCache, ResizedImages
 from fastreid_ice.data.randomness import derive_seed, seeded
@@ -128,6 +130,20 @@ class PseudoLabeledViews(ReadableImages):
         return item
 
 
+class BothDomains(Dataset):
+    """The images of the target, then those of the source, as one dataset; asked for as :class:`Drawn`."""
+
+    def __init__(self, target: PseudoLabeledViews, source: PseudoLabeledViews):
+        self._target, self._source = target, source
+
+    def __len__(self) -> int:
+        return len(self._target) + len(self._source)
+
+    def __getitem__(self, drawn: Drawn) -> dict[str, Any]:
+        behind = drawn.image - len(self._target)
+        return self._target[drawn] if behind < 0 else self._source[drawn._replace(image=behind)]
+
+
 class _EveryImage:
     """Images in random order as (image, draw), for ever: what the loader gives before there are labels."""
 
@@ -138,22 +154,49 @@ class _EveryImage:
         return ((int(index), draw) for draw, index in enumerate(self._indices))
 
 
-class _ThisEpoch:
-    """The draws of whatever epoch it is, with its labels and its seed; the loader asks anew in every epoch."""
+class _Draws:
+    """What an epoch draws from one domain.
 
-    def __init__(self) -> None:
-        self._draws: Iterable[tuple[int, int]] = ()
-        self._labels: list[int] = []
-        self._outliers: list[bool] = []
-        self._seed = 0
+    Args:
+        draws: (image, draw) of this process.
+        labels: (N,) int64 of the domain's images, -1 = outlier.
+        targets: (N,) int64, the labels that the losses get; an outlier may have one of its own.
+        seed: of the views.
+        share: how many of them a batch has.
+        first: the place of the domain's first image in the loader's dataset.
+    """
 
-    def set(self, draws: Iterable[tuple[int, int]], labels: Tensor, targets: Tensor, seed: int) -> None:
+    def __init__(
+        self,
+        draws: Iterable[tuple[int, int]],
+        labels: Tensor,
+        targets: Tensor,
+        seed: int,
+        share: int,
+        first: int = 0,
+    ):
         self._draws, self._labels, self._seed = draws, targets.tolist(), seed
         self._outliers = ((labels < 0) & (targets >= 0)).tolist()
+        self._first, self.share = first, share
 
     def __iter__(self) -> Iterator[Drawn]:
-        labels, outliers, seed = self._labels, self._outliers, self._seed
-        return (Drawn(image, draw, labels[image], seed, outliers[image]) for image, draw in self._draws)
+        labels, outliers, seed, first = self._labels, self._outliers, self._seed, self._first
+        return (Drawn(first + image, draw, labels[image], seed, outliers[image]) for image, draw in self._draws)
+
+
+class _ThisEpoch:
+    """The draws of whatever epoch it is, each batch domain by domain; the loader asks anew in every epoch."""
+
+    def __init__(self) -> None:
+        self.domains: Sequence[_Draws] = ()
+
+    def __iter__(self) -> Iterator[Drawn]:
+        draws = [(iter(domain), domain.share) for domain in self.domains]
+        while True:
+            batch = list(chain.from_iterable(islice(drawn, share) for drawn, share in draws))
+            if not batch:
+                return
+            yield from batch
 
 
 class EpochLoader:
@@ -163,16 +206,25 @@ class EpochLoader:
     PreciseBN wants. As ``dataset`` it shows its own size, so that fastreid counts ``SOLVER.ITERS_PER_EPOCH`` steps. Its
     workers are started once and live until :meth:`close`.
 
+    With a source (``DATASETS.SOURCE``) the ``SOLVER.IMS_PER_BATCH`` images of the target are followed, in each
+    process's share of a batch, by its share of ``DATASETS.SOURCE_IMS_PER_BATCH`` images of the source. Which images of
+    the target are drawn, and their views, do not depend on it.
+
     Attributes:
+        images: to train on: the target's.
+        source: labelled images of another domain, or None.
         cache: of the training images, also for the clustering's :func:`build_feature_loader`.
+        source_cache: likewise, of the source.
     """
 
     num_classes = 0
 
-    def __init__(self, cfg: CfgNode, images: TrainingImages):
+    def __init__(self, cfg: CfgNode, images: TrainingImages, source: TrainingImages | None = None):
         self.cfg = cfg
         self.images = images
+        self.source = source
         self.cache = ImageCache(cfg, images.paths)
+        self.source_cache = None if source is None else ImageCache(cfg, source.paths)
         self._epoch = _ThisEpoch()
         self._loader: Any = None
         self._batches: Iterator[dict[str, Any]] | None = None
@@ -182,7 +234,7 @@ class EpochLoader:
         return self
 
     def __len__(self) -> int:
-        """Images of an epoch, over all processes."""
+        """Images of the target in an epoch, over all processes."""
         return self.cfg.SOLVER.ITERS_PER_EPOCH * self.cfg.SOLVER.IMS_PER_BATCH
 
     def __iter__(self) -> EpochLoader:
@@ -191,11 +243,13 @@ class EpochLoader:
     def __next__(self) -> dict[str, Any]:
         if self._batches is None:
             unlabelled = torch.full((len(self.images),), -1)
-            self._open(_EveryImage(len(self.images), seed=0), unlabelled, unlabelled, seed=0)
+            self._open(_Draws(_EveryImage(len(self.images), seed=0), unlabelled, unlabelled, seed=0, share=1))
         assert self._batches is not None
         return next(self._batches)
 
-    def start_epoch(self, labels: Tensor, seed: int, targets: Tensor | None = None) -> None:
+    def start_epoch(
+        self, labels: Tensor, seed: int, targets: Tensor | None = None, source_labels: Tensor | None = None
+    ) -> None:
         """Draw the next ``ITERS_PER_EPOCH`` batches.
 
         Args:
@@ -203,25 +257,46 @@ class EpochLoader:
             seed: the same on all ranks.
             targets: (N,) int64, the labels that the losses get, in which outliers have labels of their own; these are
                 drawn too. Default: ``labels``.
+            source_labels: (M,) int64 labels of the source's images, where there is one.
 
         Raises:
             ValueError: there are too few clusters for a batch.
         """
+        order, views, source_order, source_views = (derive_seed(seed, part) for part in range(4))
+        domains = [self._draws(self.images, labels, targets, self.cfg.SOLVER.IMS_PER_BATCH, order, views)]
+        if self.source is not None:
+            assert source_labels is not None
+            size, first = source_ims_per_batch(self.cfg), len(self.images)
+            domains.append(self._draws(self.source, source_labels, None, size, source_order, source_views, first))
+        self._open(*domains)
+
+    def _draws(
+        self,
+        images: TrainingImages,
+        labels: Tensor,
+        targets: Tensor | None,
+        size: int,
+        order_seed: int,
+        view_seed: int,
+        first: int = 0,
+    ) -> _Draws:
+        """One domain's part of an epoch, ``size`` images of each whole batch."""
         sampler = IdentityCameraSampler(
             labels,
-            self.images.camids,
-            batch_size=self.cfg.SOLVER.IMS_PER_BATCH,
+            images.camids,
+            batch_size=size,
             num_instances=self.cfg.DATALOADER.NUM_INSTANCE,
             batches=self.cfg.SOLVER.ITERS_PER_EPOCH,
-            seed=derive_seed(seed, 0),
+            seed=order_seed,
             rank=comm.get_rank(),
             world_size=comm.get_world_size(),
             outlier_share=0.0 if targets is None else self.cfg.DATALOADER.OUTLIER_SHARE,
         )
-        self._open(sampler, labels, labels if targets is None else targets, seed=derive_seed(seed, 1))
+        targets = labels if targets is None else targets
+        return _Draws(sampler, labels, targets, view_seed, size // comm.get_world_size(), first)
 
-    def _open(self, draws: Iterable[tuple[int, int]], labels: Tensor, targets: Tensor, seed: int) -> None:
-        self._epoch.set(draws, labels, targets, seed)
+    def _open(self, *domains: _Draws) -> None:
+        self._epoch.domains = domains
         if self.cfg.INPUT.RPT.ENABLED:  # its pool of patches would reach back over the epochs, and a resume has none
             self.close()
         if self._loader is None:
@@ -235,12 +310,13 @@ class EpochLoader:
     def _build(self) -> DeviceLoader:
         """fastreid's training loader, with workers that live longer than an epoch."""
         cfg = self.cfg
-        strong, weak = keep_bytes(build_strong_view(cfg)), keep_bytes(build_weak_view(cfg))
-        share = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        share = (cfg.SOLVER.IMS_PER_BATCH + source_ims_per_batch(cfg)) // comm.get_world_size()
         draws: Any = self._epoch  # not the integers that torch's types expect
+        target = self._views(self.images, self.cache)
+        source = None if self.source is None else self._views(self.source, self.source_cache)
         return DeviceLoader(
             comm.get_local_rank(),
-            dataset=PseudoLabeledViews(self.images, strong, weak, self.cache),
+            dataset=target if source is None else BothDomains(target, source),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             batch_sampler=BatchSampler(draws, share, drop_last=True),
             collate_fn=fast_batch_collator,
@@ -249,6 +325,10 @@ class EpochLoader:
             generator=torch.Generator().manual_seed(0),
         )
 
+    def _views(self, images: TrainingImages, cache: ImageCache | None) -> PseudoLabeledViews:
+        strong, weak = keep_bytes(build_strong_view(self.cfg)), keep_bytes(build_weak_view(self.cfg))
+        return PseudoLabeledViews(images, strong, weak, cache)
+
     def close(self) -> None:
         """End the loader's threads and workers."""
         if self._loader is not None:
@@ -256,19 +336,25 @@ class EpochLoader:
         self._loader = self._batches = None
 
 
-def build_feature_loader(cfg: CfgNode, images: TrainingImages, cache: ImageCache | None = None) -> Any:
+def build_feature_loader(
+    cfg: CfgNode, images: TrainingImages, cache: ImageCache | None = None, chosen: Tensor | None = None
+) -> Any:
     """All training images once, in order, as the test transform gives them; each process its contiguous share.
 
     Args:
         cfg: the config.
         images: the training images.
         cache: of these images. What it keeps is read by this process alone: a worker would take longer to hand it over.
+        chosen: (n,) int64 numbers of the images that are wanted, in this order; default all.
     """
     items = [(path, 0, 0) for path in images.paths]
     view = keep_bytes(build_transforms(cfg, is_train=False))
     resized = None if cache is None else cache.resized(view)
+    dataset: Dataset = ReadableImages(items, view, resized=resized)
+    if chosen is not None:
+        dataset = Subset(dataset, chosen.tolist())
     loader, _ = build_reid_test_loader(
-        ReadableImages(items, view, resized=resized),
+        dataset,
         test_batch_size=cfg.TEST.IMS_PER_BATCH,
         num_query=0,
         num_workers=cfg.DATALOADER.NUM_WORKERS if resized is None else 0,

@@ -154,14 +154,12 @@ def outlier_slots(clusters: int, outliers: int, num_instances: int, share: float
     return slots if share == 1 else min(slots, int(clusters * share / (1 - share) + 1e-9))
 
 
-def check_batch(batch_size: int, num_instances: int, world_size: int) -> None:
-    """Raise ValueError unless a batch divides into processes and clusters."""
+def check_batch(batch_size: int, num_instances: int, world_size: int, key: str = "SOLVER.IMS_PER_BATCH") -> None:
+    """Raise ValueError, which names ``key``, unless a batch divides into processes and clusters."""
     if batch_size % num_instances:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH ({batch_size}) must be a multiple of DATALOADER.NUM_INSTANCE ({num_instances})"
-        )
+        raise ValueError(f"{key} ({batch_size}) must be a multiple of DATALOADER.NUM_INSTANCE ({num_instances})")
     if batch_size % world_size:
-        raise ValueError(f"SOLVER.IMS_PER_BATCH ({batch_size}) must be a multiple of the {world_size} processes")
+        raise ValueError(f"{key} ({batch_size}) must be a multiple of the {world_size} processes")
 
 
 def _images_of_clusters(labels: np.ndarray) -> list[np.ndarray]:

@@ -18,6 +18,7 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.utils import comm
 
 from fastreid_ice.clustering import OUTLIERS, ClusteringConfig, check_cameras, config_defaults
+from fastreid_ice.config import source_ims_per_batch
 from fastreid_ice.data.image_cache import KINDS
 from fastreid_ice.data.samplers import check_batch
 from fastreid_ice.engine.amp import Precision
@@ -103,6 +104,9 @@ TRAINING_RULES: dict[str, tuple[Condition, str]] = {
     "INPUT.REA.AREA": (lambda value: _RANGE[0](value) and value[1] <= 1, "[smallest, largest], each in [0, 1]"),
     "INPUT.REA.ASPECT": (lambda value: _RANGE[0](value) and value[0] > 0, "[smallest, largest], above 0"),
     "INPUT.REA.VALUE": (lambda value: len(value) == 3, "three numbers in 0..255"),
+    "DATASETS.SOURCE_IMS_PER_BATCH": _at_least(0),
+    "DATASETS.SOURCE_SAMPLE": _at_least(0),
+    "MODEL.LOSSES.SOURCE_SCALE": _POSITIVE,
     "DATALOADER.SAMPLER_TRAIN": _one_of((SAMPLER,)),
     "DATALOADER.NUM_INSTANCE": _at_least(1),
     "DATALOADER.CACHE": _one_of(KINDS),
@@ -180,6 +184,13 @@ def check_config(cfg: CfgNode) -> None:
         raise ValueError("DATASETS.NAMES is empty; name at least one dataset to train on")
     _check_datasets(cfg.DATASETS.NAMES, "DATASETS.NAMES")
     _check_memory(cfg)
+    _check_datasets(cfg.DATASETS.SOURCE, "DATASETS.SOURCE")
+    twice = [name for name in cfg.DATASETS.SOURCE if name in cfg.DATASETS.NAMES]
+    if twice:
+        raise ValueError(
+            f"{twice[0]} is in DATASETS.SOURCE and in DATASETS.NAMES. The source is trained on with its labels, the "
+            "target without: take it out of one of them."
+        )
     camera_losses = [name for name in cfg.MODEL.LOSSES.NAME if name in CAMERA_LOSSES]
     if camera_losses and not cfg.DATASETS.USE_CAMERAS:
         raise ValueError(
@@ -195,7 +206,11 @@ def check_config(cfg: CfgNode) -> None:
     check_cameras(config.method, cfg.DATASETS.USE_CAMERAS)
     processes = comm.get_world_size()
     check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE, processes)
-    _check_chunks(cfg, processes)
+    _check_chunks(cfg, cfg.SOLVER.IMS_PER_BATCH, processes, "SOLVER.IMS_PER_BATCH")
+    if cfg.DATASETS.SOURCE:
+        size, key = source_ims_per_batch(cfg), "DATASETS.SOURCE_IMS_PER_BATCH"
+        check_batch(size, cfg.DATALOADER.NUM_INSTANCE, processes, key)
+        _check_chunks(cfg, size, processes, key)
     _check_warmup(cfg)
     _check_solver(cfg)
     _check_cache(cfg)
@@ -286,13 +301,13 @@ def _check_datasets(names: Sequence[str], key: str) -> None:
         )
 
 
-def _check_chunks(cfg: CfgNode, processes: int) -> None:
-    share = cfg.SOLVER.IMS_PER_BATCH // processes
+def _check_chunks(cfg: CfgNode, size: int, processes: int, key: str) -> None:
+    share = size // processes
     chunks = chunks_per_process(cfg.MODEL.ICE.BN_CHUNKS, processes)
     if share % chunks or share // chunks < 2:
         raise ValueError(
             f"MODEL.ICE.BN_CHUNKS ({chunks}) must divide the {share} images that a process has "
-            "(SOLVER.IMS_PER_BATCH / processes) into parts of at least 2"
+            f"({key} / processes) into parts of at least 2"
         )
 
 

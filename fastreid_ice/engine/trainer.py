@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, LinearLR
 import fastreid_ice.modeling  # noqa: F401  (registers the ICE meta-architecture and its head)
 from fastreid_ice.data.datasets import load_test_images, load_training_images
 from fastreid_ice.data.loaders import EpochLoader, build_test_loader
+from fastreid_ice.data.source import load_source_images
 from fastreid_ice.engine.amp import Precision
 from fastreid_ice.engine.checkpoints import read_checkpoint
 from fastreid_ice.engine.checks import check_config
@@ -37,6 +38,7 @@ from fastreid_ice.engine.inference import inference_engine
 from fastreid_ice.engine.loss_log import LossLog
 from fastreid_ice.engine.optimizer import adapt_checkpoint, build_optimizer
 from fastreid_ice.engine.resuming import RUN_FILES, load_newest
+from fastreid_ice.engine.source import SourceClasses
 from fastreid_ice.engine.step import TrainingStep
 from fastreid_ice.evaluation.evaluator import ICEReidEvaluator
 from fastreid_ice.files import remove_leftovers
@@ -73,6 +75,8 @@ class ICETrainer(DefaultTrainer):
         self.checkpointer.checkpointables["ice"] = self.run_state
         if self.grad_scaler is not None:
             self.checkpointer.checkpointables["grad_scaler"] = self.grad_scaler
+        if self.clustering.source is not None:
+            self.checkpointer.checkpointables["source"] = self.clustering.source
 
     def _build_step(self, cfg: CfgNode) -> TrainingStep:
         """Ours, around fastreid's parts. On the CPU the losses cost nothing to read, elsewhere it waits for them."""
@@ -138,8 +142,11 @@ class ICETrainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """The hooks of a run, in the order in which they are called at every moment."""
-        cfg = self.cfg
-        self.clustering = ClusteringHook(cfg, self.data_loader.images, self.run_state.seed, self.data_loader.cache)
+        cfg, loader = self.cfg, self.data_loader
+        source = None
+        if loader.source is not None:
+            source = SourceClasses(cfg, unwrap(self.model), loader.source, loader.source_cache)
+        self.clustering = ClusteringHook(cfg, loader.images, self.run_state.seed, loader.cache, source)
         built: list[HookBase] = [
             hooks.IterationTimer(),
             LRScheduler(self.optimizer, self.scheduler),
@@ -173,6 +180,7 @@ class ICETrainer(DefaultTrainer):
             precise.DATALOADER.NUM_WORKERS = 0
             precise.DATALOADER.CACHE = "none"
             precise.DATASETS.NAMES = (cfg.TEST.PRECISE_BN.DATASET,)
+            precise.DATASETS.SOURCE = ()
             loader = self.build_train_loader(precise)  # of its own, so as not to affect the training's
             built.append(hooks.PreciseBN(self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER))
         if cfg.MODEL.FREEZE_LAYERS and cfg.SOLVER.FREEZE_ITERS > 0:
@@ -194,7 +202,8 @@ class ICETrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> EpochLoader:
-        return EpochLoader(cfg, load_training_images(cfg))
+        images = load_training_images(cfg)
+        return EpochLoader(cfg, images, load_source_images(cfg, images))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> tuple[Any, int]:

@@ -112,11 +112,13 @@ def start_weights(cfg: Mapping[str, Any]) -> str:
 
 
 def labels_used(cfg: Mapping[str, Any]) -> str:
-    """Whether the training saw identities."""
+    """Whether the training saw identities, and whose."""
     if cfg["CLUSTERING"]["METHOD"] == "ground_truth":
         return "identity labels of the training set were used for training (CLUSTERING.METHOD ground_truth)"
-    start = start_weights(cfg)
+    start, source = start_weights(cfg), cfg["DATASETS"].get("SOURCE")
     said = "no identity labels were used for training"
+    if source:
+        said = f"{said} but those of {' and '.join(source)} (DATASETS.SOURCE)"
     if start in ("ImageNet", "random"):
         return said
     return f"{said}; the start weights {start} may have been trained with labels of their own dataset"

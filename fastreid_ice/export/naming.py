@@ -34,13 +34,16 @@ _ZOO_BACKBONES = {"resnet": "R", "resnest": "S", "resnext": "X"}
 def method_name(cfg: Mapping[str, Any]) -> str:
     """ "ice", "ice_agnostic" (trained without cameras) or "ice_labels" (trained with the true labels).
 
+    Trained with the labels of another dataset, the first two end with "_source".
+
     Example:
         >>> method_name({"CLUSTERING": {"METHOD": "jaccard_dbscan"}, "DATASETS": {"USE_CAMERAS": False}})
         'ice_agnostic'
     """
     if cfg["CLUSTERING"]["METHOD"] == "ground_truth":
         return "ice_labels"
-    return "ice" if cfg["DATASETS"]["USE_CAMERAS"] else "ice_agnostic"
+    name = "ice" if cfg["DATASETS"]["USE_CAMERAS"] else "ice_agnostic"
+    return f"{name}_source" if cfg["DATASETS"].get("SOURCE") else name
 
 
 def zoo_backbone(backbone: Mapping[str, Any]) -> str:

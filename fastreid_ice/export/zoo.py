@@ -20,7 +20,13 @@ from fastreid_ice.export.naming import method_name, zoo_backbone, zoo_names
 from fastreid_ice.export.stock_config import as_yaml, stock_config
 from fastreid_ice.files import sha256
 
-_METHOD_TITLES = {"ice": "ICE", "ice_agnostic": "ICE-agnostic", "ice_labels": "true labels"}
+_METHOD_TITLES = {
+    "ice": "ICE",
+    "ice_agnostic": "ICE-agnostic",
+    "ice_source": "ICE+source",
+    "ice_agnostic_source": "ICE-agnostic+source",
+    "ice_labels": "true labels",
+}
 
 
 def stock_baseline(trained: TrainedModel, stock: CfgNode) -> nn.Module:

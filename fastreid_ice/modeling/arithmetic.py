@@ -9,6 +9,8 @@ from fastreid.config import CfgNode
 from fastreid.modeling import build_backbone
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastreid_ice.config import source_ims_per_batch
+
 
 def image_flops(cfg: CfgNode) -> int:
     """Floating-point operations of one test image's way through the backbone, a product and a sum counting as two.
@@ -32,7 +34,8 @@ def training_flops(cfg: CfgNode, train_images: int, test_images: int) -> dict[st
 
     A step passes its images through the online encoder and back (a backward pass counts as two forward ones) and two
     views of them through the momentum encoder: five passes, and two more with ``MODEL.ICE.UNUSED_PASSES``. A clustering
-    extracts all training images, an evaluation all test images. What is not a pass is left out.
+    extracts all training images, an evaluation all test images. What is not a pass is left out, and so is the
+    extraction of a source (``DATASETS.SOURCE``).
 
     Args:
         cfg: the config.
@@ -43,11 +46,11 @@ def training_flops(cfg: CfgNode, train_images: int, test_images: int) -> dict[st
         "steps", "clusterings" and "evaluations".
     """
     solver, image = cfg.SOLVER, image_flops(cfg)
-    passes = 5 + 2 * cfg.MODEL.ICE.UNUSED_PASSES
+    step = (5 + 2 * cfg.MODEL.ICE.UNUSED_PASSES) * solver.IMS_PER_BATCH + 5 * source_ims_per_batch(cfg)
     clusterings = -(-solver.MAX_EPOCH // cfg.CLUSTERING.PERIOD)
     evaluations = -(-solver.MAX_EPOCH // cfg.TEST.EVAL_PERIOD) if cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TESTS else 0
     return {
-        "steps": float(image) * passes * solver.MAX_EPOCH * solver.ITERS_PER_EPOCH * solver.IMS_PER_BATCH,
+        "steps": float(image) * step * solver.MAX_EPOCH * solver.ITERS_PER_EPOCH,
         "clusterings": float(image) * clusterings * train_images,
         "evaluations": float(image) * evaluations * test_images,
     }

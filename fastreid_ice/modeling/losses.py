@@ -124,9 +124,7 @@ class CrossCameraLoss:
             step.query,
             step.labels,
             step.camids,
-            memory.proxies,
-            memory.proxy_labels,
-            memory.proxy_camids,
+            *memory.proxies_of(step.is_source),
             batch_camids=step.key_camids,
             **self.parameters,
         )
@@ -152,9 +150,7 @@ class _ProxyLoss:
             step.query,
             step.labels,
             step.camids,
-            memory.proxies,
-            memory.proxy_labels,
-            memory.proxy_camids,
+            *memory.proxies_of(step.is_source),
             batch_camids=step.key_camids,
             **self.parameters,
         )

@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 import torch
@@ -72,13 +74,20 @@ class MemoryBank(nn.Module):
     follow the module from device to device but are not persistent: the number of clusters changes with every epoch, and
     a resumed run clusters again before its first step.
 
+    With labelled images of another domain (``DATASETS.SOURCE``) their classes are rows behind the clusters, and their
+    proxies behind those of the clusters.
+
     Attributes:
         centroids: (C, D).
         proxies: (P, D), with ``proxy_labels`` (P,) and ``proxy_camids`` (P,).
         uses_keys: whether :meth:`update` looks at the momentum encoder's embeddings.
+        source_begins: the first class and the first proxy of the source; None without one.
+        keeps_source: whether the rows of the source stay as they are when the target is clustered anew, instead of
+            being rebuilt too. Here they do not: all of the memory is as the encoder sees the images before the epoch.
     """
 
     uses_keys = True
+    keeps_source = False
     centroids: Tensor
     proxies: Tensor
     proxy_labels: Tensor
@@ -86,6 +95,7 @@ class MemoryBank(nn.Module):
 
     def __init__(self, cfg: CfgNode | None = None):
         super().__init__()
+        self.source_begins: tuple[int, int] | None = None
         for name in ("centroids", "proxies"):
             self.register_buffer(name, torch.empty(0, 0), persistent=False)
         for name in ("proxy_labels", "proxy_camids"):
@@ -115,6 +125,41 @@ class MemoryBank(nn.Module):
                 the queries likewise.
         """
 
+    def mark_source(self, first_class: int) -> None:
+        """Note, behind :meth:`rebuild`, that the labels from ``first_class`` on are classes of the source.
+
+        The proxies must be ordered by camera, as :func:`camera_proxies` does: the source's cameras are the last.
+        """
+        self.source_begins = first_class, int((self.proxy_labels < first_class).sum())
+
+    def proxies_of(self, is_source: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Proxies, their labels and their cameras of one domain; without a source all are the target's."""
+        first = len(self.proxies) if self.source_begins is None else self.source_begins[1]
+        rows = slice(first, None) if is_source else slice(first)
+        return self.proxies[rows], self.proxy_labels[rows], self.proxy_camids[rows]
+
+    def source_rows(self) -> dict[str, Tensor]:
+        """Centroids and proxies of the source, and of each proxy its class, from 0, and its camera; {} without one."""
+        if self.source_begins is None:
+            return {}
+        first_class, first_proxy = self.source_begins
+        rows = {
+            "centroids": self.centroids[first_class:],
+            "proxies": self.proxies[first_proxy:],
+            "proxy_classes": self.proxy_labels[first_proxy:] - first_class,
+            "proxy_camids": self.proxy_camids[first_proxy:],
+        }
+        return {name: value.clone() for name, value in rows.items()}  # not with the memory of the clusters
+
+    def append_source(self, rows: Mapping[str, Tensor]) -> None:
+        """Put what :meth:`source_rows` has given behind the clusters, after a :meth:`rebuild` of the target alone."""
+        rows = {name: value.to(self.centroids.device) for name, value in rows.items()}
+        labels = rows["proxy_classes"] + len(self.centroids)
+        self.centroids = torch.cat([self.centroids, rows["centroids"]])
+        self.proxies = torch.cat([self.proxies, rows["proxies"]])
+        self.proxy_labels = torch.cat([self.proxy_labels, labels])
+        self.proxy_camids = torch.cat([self.proxy_camids, rows["proxy_camids"]])
+
     @property
     def is_empty(self) -> bool:
         return len(self.centroids) == 0
@@ -139,11 +184,14 @@ class MomentumMemory(MemoryBank):
     similar to c (both in HHCL, arXiv 2109.12333). For proxies, of the cluster and camera.
 
     Centroids start as means of length 1, unlike ICE's. A resumed run begins its first epoch with a clustering, so that
-    nothing is lost between two epochs.
+    nothing is lost between two epochs. The rows of the source (``DATASETS.SOURCE``) are rebuilt before the first epoch
+    only and move from then on, as in SpCL (arXiv 2006.02713, section 3.1).
 
     Raises:
         ValueError: a key of ``MODEL.ICE.MOMENTUM_MEMORY`` is out of range.
     """
+
+    keeps_source = True
 
     def __init__(self, cfg: CfgNode):
         super().__init__(cfg)
@@ -217,6 +265,19 @@ class HardMeanMemory(MomentumMemory):
     def rebuild(self, features: Tensor, labels: Tensor, camids: Tensor) -> None:
         super().rebuild(features, labels, camids)
         self.hard_centroids = self.centroids.clone()
+
+    def source_rows(self) -> dict[str, Tensor]:
+        rows = super().source_rows()
+        return (
+            rows
+            if self.source_begins is None
+            else {**rows, "hard": self.hard_centroids[self.source_begins[0] :].clone()}
+        )
+
+    def append_source(self, rows: Mapping[str, Tensor]) -> None:
+        super().append_source(rows)
+        hard = rows.get("hard", rows["centroids"])  # of a run with another memory
+        self.hard_centroids = torch.cat([self.hard_centroids, hard.to(self.hard_centroids.device)])
 
     def _move_clusters(self, labels: Tensor, images: Tensor) -> None:
         self._move(self.centroids, labels, images, "mean")

@@ -21,7 +21,9 @@ from fastreid.utils import comm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fastreid_ice.config import source_ims_per_batch
 from fastreid_ice.modeling.bn_chunks import ChunkedPass, chunks_per_process, set_bn_chunks
+from fastreid_ice.modeling.domain_statistics import DomainStatistics
 from fastreid_ice.modeling.losses import Loss, build_losses
 from fastreid_ice.modeling.memory_bank import MemoryBank
 from fastreid_ice.modeling.pretrained import build_pretrained_backbone
@@ -61,6 +63,9 @@ class ICE(Baseline):
         images_key: (b, 3, H, W), second strong view, for the momentum encoder.
         images_weak: (b, 3, H, W), un-augmented view, for the momentum encoder.
         targets: (b,) int64 pseudo labels; camids: (b,) int64 camera ids, numbered over the whole training set.
+    With a source the last ``source_images`` of the b are its: they pass the encoders by themselves, so that each domain
+    is normalised with its own batch statistics, and have losses of their own (``loss_<name>_source``). The running
+    statistics of the model are the target's.
     In evaluation mode it is ``images`` alone (or the tensor itself), and the output the (b, D) embedding.
     """
 
@@ -81,8 +86,14 @@ class ICE(Baseline):
         eval_encoder: str = "momentum",
         eval_dtype: torch.dtype | None = None,
         channels_last: bool = False,
+        source_images: int = 0,
+        source_scale: float = 1.0,
     ):
         """See ``MODEL.ICE`` in fastreid_ice/config.py for the meaning of the arguments.
+
+        Args:
+            source_images: this process's share of ``DATASETS.SOURCE_IMS_PER_BATCH``.
+            source_scale: weight of their losses.
 
         Raises:
             ValueError: a momentum outside [0, 1), an unknown encoder, or chunks that cannot be.
@@ -108,6 +119,9 @@ class ICE(Baseline):
         self._online_pass, self._momentum_pass = ChunkedPass(backbone, heads), ChunkedPass(self.momentum_encoder)
         self.fast_encode: Callable[[Tensor], Tensor] | None = None  # in the place of the encoder that evaluates
         self._steps: list[StepFeatures] = []  # of the training steps since the last update, detached
+        self.source_images = source_images
+        self.source_scale = source_scale
+        self.source_statistics = DomainStatistics(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -125,6 +139,8 @@ class ICE(Baseline):
             "eval_encoder": cfg.MODEL.ICE.EVAL_ENCODER,
             "eval_dtype": _eval_dtype(cfg),
             "channels_last": cfg.MODEL.ICE.CHANNELS_LAST,
+            "source_images": source_ims_per_batch(cfg) // comm.get_world_size(),
+            "source_scale": cfg.MODEL.LOSSES.SOURCE_SCALE,
         }
 
     @property
@@ -144,7 +160,17 @@ class ICE(Baseline):
             return self._move_batch_statistics(batched_inputs)
         if self.memory.is_empty or _all_unlabelled(batched_inputs["targets"]):
             raise RuntimeError("ICE has no clusters yet: the ClusteringHook fills the memory bank before an epoch")
-        step = self._step_features(batched_inputs)
+        if not self.source_images:
+            return self._losses(self._step_features(batched_inputs))
+        target, source = _split(batched_inputs, len(batched_inputs["targets"]) - self.source_images)
+        losses = self._losses(self._step_features(target))
+        with self.source_statistics.in_place():
+            step = self._step_features(source, is_source=True)
+        found = self._losses(step)
+        return losses | {f"{name}_source": self.source_scale * loss for name, loss in found.items()}
+
+    def _losses(self, step: StepFeatures) -> dict[str, Tensor]:
+        """The losses of one domain's part of a step, which the memory is shown after the update."""
         self._steps.append(step.detached())
         with torch.autocast(step.query.device.type, enabled=False):
             return {name: loss(step, self.memory) for name, loss in self.loss_functions.items()}
@@ -171,12 +197,12 @@ class ICE(Baseline):
         """(b, D) online embeddings; in training mode each chunk is normalised by itself."""
         return self._online_pass(lambda views: self.heads(self.backbone(views)), images)
 
-    def _step_features(self, batch: Batch) -> StepFeatures:
-        """Run the views through the encoders, in the reference code's order."""
+    def _step_features(self, batch: Batch, is_source: bool = False) -> StepFeatures:
+        """Run the views of one domain through the encoders, in the reference code's order."""
         strong = self.preprocess_image(batch)
         query = self._online(strong).float()
         if self._needs_keys():
-            keys, weak_keys = self._momentum_embeddings(batch, strong)
+            keys, weak_keys = self._momentum_embeddings(batch, strong, self.unused_passes and not is_source)
         else:
             keys = weak_keys = query.new_empty(0, query.shape[1])
         labels, camids = (batch[name].to(self.device, non_blocking=True) for name in ("targets", "camids"))
@@ -191,6 +217,7 @@ class ICE(Baseline):
             key_labels=gather(labels),
             key_camids=gather(camids),
             num_processes=comm.get_world_size(),
+            is_source=is_source,
         )
 
     def _needs_keys(self) -> bool:
@@ -200,11 +227,11 @@ class ICE(Baseline):
         return any(getattr(loss, "uses_keys", True) for loss in self.loss_functions.values())
 
     @torch.no_grad()
-    def _momentum_embeddings(self, batch: Batch, strong: Tensor) -> tuple[Tensor, Tensor]:
+    def _momentum_embeddings(self, batch: Batch, strong: Tensor, unused_passes: bool) -> tuple[Tensor, Tensor]:
         """(B, D) momentum embeddings of the second strong and of the weak views of all processes."""
         strong_key, weak = (self.preprocess_image(batch, view) for view in VIEWS[1:])
         order = self._permutation(len(strong) * comm.get_world_size())
-        if self.unused_passes:
+        if unused_passes:
             self._online(strong_key)
             self._momentum(strong, order)
         return self._momentum(strong_key, order), self._momentum(weak, order)
@@ -294,6 +321,12 @@ def _set_bn_momentum(module: nn.Module, momentum: float) -> None:
     for layer in module.modules():
         if isinstance(layer, _BatchNorm) and layer.momentum is not None:
             layer.momentum = momentum
+
+
+def _split(batch: Batch, size: int) -> tuple[Batch, Batch]:
+    """The first ``size`` images of a batch, and the others."""
+    names = (*VIEWS, "targets", "camids")
+    return {name: batch[name][:size] for name in names}, {name: batch[name][size:] for name in names}
 
 
 def _all_unlabelled(targets: Tensor) -> bool:

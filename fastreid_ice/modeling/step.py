@@ -20,6 +20,10 @@ def gather(tensor: Tensor) -> Tensor:
 class StepFeatures:
     """Embeddings and labels of a step. b images are this process's, B = b x number of processes the whole batch's.
 
+    With labelled images of another domain (``DATASETS.SOURCE``) a step has two of them, one for each domain: the losses
+    are computed of each and added up. Source classes have the labels behind the target's, their cameras those behind
+    the target's, so that both index the same memory.
+
     Momentum embeddings are (0, D) where nothing uses them, see ``LOSS_REGISTRY``.
 
     Attributes:
@@ -33,6 +37,7 @@ class StepFeatures:
         key_camids: (B,) int64 camera ids, likewise.
         num_processes: B / b. A loss that sums over the batch multiplies by it, since the gradients of the
             processes are averaged.
+        is_source: whether the images are the source's, with true labels.
     """
 
     query: Tensor
@@ -44,6 +49,7 @@ class StepFeatures:
     key_labels: Tensor
     key_camids: Tensor
     num_processes: int = 1
+    is_source: bool = False
 
     def all_queries(self) -> Tensor:
         """(B, D) online embeddings of the whole batch, without gradient, in the order of ``key_labels``.

@@ -251,11 +251,22 @@ def _scores(record: Mapping[str, Any] | None, tests: Sequence[str]) -> dict[str,
 
 
 def method_name(config: Mapping[str, Any]) -> str:
-    """Short name of a method for tables: "ICE", "ICE (agnostic)" without cameras, "true labels" with identities."""
+    """Short name of a method for tables.
+
+    Example:
+        >>> method_name({}), method_name({"DATASETS": {"USE_CAMERAS": False, "SOURCE": ["MSMT17"]}})
+        ('ICE', 'ICE (agnostic, source MSMT17)')
+        >>> method_name({"CLUSTERING": {"METHOD": "ground_truth"}})
+        'true labels'
+    """
     name = config.get("MODEL", {}).get("META_ARCHITECTURE", "ICE")
     if config.get("CLUSTERING", {}).get("METHOD") == "ground_truth":
         return "true labels"
-    return name if config.get("DATASETS", {}).get("USE_CAMERAS", True) else f"{name} (agnostic)"
+    datasets = config.get("DATASETS", {})
+    details = [] if datasets.get("USE_CAMERAS", True) else ["agnostic"]
+    if datasets.get("SOURCE"):
+        details.append(f"source {' + '.join(datasets['SOURCE'])}")
+    return f"{name} ({', '.join(details)})" if details else name
 
 
 def backbone_name(config: Mapping[str, Any]) -> str:

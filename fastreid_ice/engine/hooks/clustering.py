@@ -33,6 +33,7 @@ from fastreid_ice.data.samplers import outlier_slots
 from fastreid_ice.engine.checks import clustering_config
 from fastreid_ice.engine.extraction import FeatureExtractor
 from fastreid_ice.engine.hooks.training import unwrap
+from fastreid_ice.engine.source import SourceClasses
 from fastreid_ice.files import write_csv
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 CLUSTERS_FILE = "clusters.csv"
 
 # What the seeds of an epoch are for: the third part of derive_seed(seed, epoch, purpose).
-SHUFFLE, LOADER, GLOBAL = 0, 1, 2
+SHUFFLE, LOADER, GLOBAL, SOURCE = 0, 1, 2, 3
 
 
 class ClusteringHook(HookBase):
@@ -55,7 +56,14 @@ class ClusteringHook(HookBase):
         Register it in all workers or in none: it is a collective.
     """
 
-    def __init__(self, cfg: CfgNode, images: TrainingImages, seed: int, cache: ImageCache | None = None):
+    def __init__(
+        self,
+        cfg: CfgNode,
+        images: TrainingImages,
+        seed: int,
+        cache: ImageCache | None = None,
+        source: SourceClasses | None = None,
+    ):
         """
         Args:
             cfg: the config, with the keys of :func:`fastreid_ice.config.add_ice_config`.
@@ -63,6 +71,7 @@ class ClusteringHook(HookBase):
                 ``CLUSTERING.METHOD`` asks for them.
             seed: of the run, the same on every process.
             cache: of the training images.
+            source: the classes of DATASETS.SOURCE, which are not clustered: they only follow the clusters.
 
         Raises:
             ValueError: a key of CLUSTERING is out of range.
@@ -71,6 +80,8 @@ class ClusteringHook(HookBase):
         self.images = images
         self.seed = seed
         self._cache = cache
+        self.source = source
+        self._source_labels: Tensor | None = None
         self.labels: Tensor | None = None  # (N,) int64, of the last clustering
         self.targets: Tensor | None = None  # (N,) int64, with labels for the outliers too, if these are to have any
         self._extract = FeatureExtractor(len(images), cfg.TEST.ENGINE)
@@ -82,7 +93,8 @@ class ClusteringHook(HookBase):
             self._cluster()
         seed_all_rng(derive_seed(self.seed, epoch, GLOBAL, comm.get_rank()))
         unwrap(self.trainer.model).seed_shuffle(derive_seed(self.seed, epoch, SHUFFLE))
-        self.trainer.data_loader.start_epoch(self.labels, derive_seed(self.seed, epoch, LOADER), self.targets)
+        seed = derive_seed(self.seed, epoch, LOADER)
+        self.trainer.data_loader.start_epoch(self.labels, seed, self.targets, self._source_labels)
 
     def after_train(self) -> None:
         self.trainer.data_loader.close()
@@ -98,12 +110,16 @@ class ClusteringHook(HookBase):
         result = Clusterer(config)(features, cameras, images.paths, images.identities, images.tracks)
         self._check_enough(result, config)
         self.labels = result.labels
+        labels, camids = result.labels, images.camids
         if self.cfg.CLUSTERING.OUTLIERS == INSTANCES:
             linked = None if config.tracks == NONE else images.tracks  # the images of a track are one instance
-            self.targets = instance_labels(result.labels, None if linked is None else track_rows(linked.ids).of_image)
-            model.memory.rebuild(features, self.targets, torch.where(result.labels < 0, -1, images.camids))
+            self.targets = instance_labels(labels, None if linked is None else track_rows(linked.ids).of_image)
+            labels, camids = self.targets, torch.where(labels < 0, -1, camids)
+        if self.source is None:
+            model.memory.rebuild(features, labels, camids)
         else:
-            model.memory.rebuild(features, result.labels, images.camids)
+            seed = derive_seed(self.seed, self.trainer.epoch, SOURCE)
+            self._source_labels = self.source.rebuild(features, labels, camids, seed)
         self._report(result, extraction, time.perf_counter() - start)
         if comm.is_main_process():
             write_clusters(Path(self.cfg.OUTPUT_DIR) / CLUSTERS_FILE, self.images, result.labels)

@@ -64,7 +64,15 @@ class BufferSyncHook(HookBase):
     def after_epoch(self) -> None:
         if comm.get_world_size() == 1:
             return
-        for module in unwrap(self.trainer.model).modules():
-            if isinstance(module, _BatchNorm):
-                for statistic in module.buffers(recurse=False):
-                    torch.distributed.broadcast(statistic, src=0)
+        model = unwrap(self.trainer.model)
+        _send_statistics(model)
+        if model.source_images:
+            with model.source_statistics.in_place():
+                _send_statistics(model)
+
+
+def _send_statistics(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            for statistic in module.buffers(recurse=False):
+                torch.distributed.broadcast(statistic, src=0)

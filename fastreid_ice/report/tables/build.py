@@ -15,6 +15,7 @@ from fastreid_ice.report.tables.model import (
     METRICS,
     SETTINGS,
     WITH_IDENTITIES,
+    WITH_SOURCE,
     Cell,
     Published,
     Row,
@@ -106,9 +107,11 @@ def _state(run: Run) -> str:
 
 
 def _setting(config: Mapping[str, Any]) -> str:
-    without, with_cameras, _ = SETTINGS
+    without, with_cameras, *_ = SETTINGS
     if config.get("CLUSTERING.METHOD") == "ground_truth":
         return WITH_IDENTITIES
+    if config.get("DATASETS.SOURCE"):
+        return WITH_SOURCE
     return with_cameras if config.get("DATASETS.USE_CAMERAS", True) else without
 
 

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fastreid_ice.report.tables.model import METRICS, SETTINGS, SHORT, Cell, Published, Row, Table, dataset_name, number
+from fastreid_ice.report.tables.model import (
+    METRICS,
+    SETTINGS,
+    SHORT,
+    WITH_LABELS,
+    Cell,
+    Published,
+    Row,
+    Table,
+    dataset_name,
+    number,
+)
 from fastreid_ice.report.tables.published import HEADING, show_score
 
 NONE = "–"
@@ -40,7 +51,7 @@ def _ours(table: Table) -> str:
 
 
 def _short_setting(setting: str) -> str:
-    return {SETTINGS[0]: "none", SETTINGS[1]: "cameras", SETTINGS[2]: "identities"}[setting]
+    return dict(zip(SETTINGS, ("none", "cameras", "identities of a source", "identities")))[setting]
 
 
 def _label(label: str | bool) -> str:
@@ -102,7 +113,7 @@ def _legend(table: Table) -> str:
 
 
 def _but_identities(rows: Sequence[Row]) -> str:
-    return ", those trained with identities apart" if any(row.setting == SETTINGS[2] for row in rows) else ""
+    return ", those trained with identities apart" if any(row.setting in WITH_LABELS for row in rows) else ""
 
 
 def _published(table: Table) -> str:

@@ -14,7 +14,9 @@ SHORT = {"mAP": "mAP", "Rank-1": "R1", "Rank-5": "R5", "Rank-10": "R10"}
 EPOCHS = ("best", "last")
 ALL_EPOCHS = ("start", *EPOCHS)  # "start": the initial weights, where TEST.EVAL_START has evaluated them
 WITH_IDENTITIES = "with identity labels"
-SETTINGS = ("without camera labels", "with camera labels", WITH_IDENTITIES)
+WITH_SOURCE = "with identity labels of a source"
+SETTINGS = ("without camera labels", "with camera labels", WITH_SOURCE, WITH_IDENTITIES)
+WITH_LABELS = (WITH_SOURCE, WITH_IDENTITIES)
 # fastreid's names of test sets, in the order of the tables, and how papers write them.
 DATASETS = {
     "Market1501": "Market-1501",
@@ -182,11 +184,12 @@ class Table:
 def _rank(rows: Sequence[Row], datasets: Sequence[str]) -> dict[tuple[int, str, str], str]:
     """ "best" and "second" per (row, test set, metric), among finished rows of the same epoch.
 
-    Ranked is what a reader sees, one decimal: equal numbers are marked alike. Rows that train with identity labels
-    are an upper bound and take no part, and where only one row has a number there is nothing to mark.
+    Ranked is what a reader sees, one decimal: equal numbers are marked alike. Rows that train with identity labels,
+    of the training set (an upper bound) or of a source, take no part, and where only one row has a number there is
+    nothing to mark.
     """
     marks = {}
-    ranked = [i for i, row in enumerate(rows) if row.finished and row.setting != WITH_IDENTITIES]
+    ranked = [i for i, row in enumerate(rows) if row.finished and row.setting not in WITH_LABELS]
     for epoch in ALL_EPOCHS:
         for dataset in datasets:
             for metric in METRICS:
