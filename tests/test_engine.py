@@ -3,17 +3,19 @@
 import json
 import logging
 import math
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
+import numpy as np
 import pytest
 import torch
 from fastreid.utils.checkpoint import Checkpointer
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (slow to import: not within a test)
 
-from fastreid_ice.clustering import METHODS, Clusterer, check_clusters, summarize
+from fastreid_ice.clustering import METHODS, Clusterer, agreement, check_clusters, summarize
 from fastreid_ice.clustering.methods import Method
 from fastreid_ice.engine import EpochRecorder, ICETrainer, setup
 from fastreid_ice.engine.checks import check_config, clustering_config
@@ -163,6 +165,7 @@ def test_resume_equals_uninterrupted(two_epochs, tmp_path):
     whole = torch.load(two_epochs[0] / "model_final.pth", weights_only=True)
     resumed = torch.load(tmp_path / "model_final.pth", weights_only=True)
     assert all(torch.equal(whole["model"][name], resumed["model"][name]) for name in whole["model"])
+    assert torch.equal(whole["ice"].pop("labels"), resumed["ice"].pop("labels"))
     assert whole["ice"] == resumed["ice"] and whole["lr_sched"] == resumed["lr_sched"]
     for name, state in whole["optimizer"]["state"].items():
         assert all(torch.equal(state[key], resumed["optimizer"]["state"][name][key]) for key in state)
@@ -193,7 +196,22 @@ def test_drawn_seed_is_kept_by_a_resume(tmp_path):
     first = train(tmp_path, SEED=-1, SOLVER__MAX_EPOCH=1)
     again = ICETrainer(ice_config(OUTPUT_DIR=str(tmp_path), SEED=-1))
     again.resume_or_load(resume=True)
-    assert again.run_state.seed == again.clustering.seed == first.run_state.seed
+    assert again.run_state.seed == again.clustering.state.seed == first.run_state.seed
+
+
+def test_stability_is_the_agreement_with_the_clustering_before(two_epochs, tmp_path, monkeypatch):
+    """Known to a resumed run too; the first clustering has none before it."""
+    folder, trainer = two_epochs
+    rows = {row["epoch"]: row for row in records(folder)}
+    assert "stability" not in rows[1] and -1 <= rows[2]["stability"] <= 1
+    last = [int(line.rsplit(",", 3)[1]) for line in (folder / "clusters.csv").read_text().splitlines()[1:]]
+    assert trainer.run_state.labels.tolist() == last
+    shutil.copytree(folder, tmp_path / "run")
+    again = ICETrainer(ice_config(OUTPUT_DIR=str(tmp_path / "run"), SOLVER__MAX_EPOCH=3, **WARM_UP))
+    again.resume_or_load(resume=True)
+    again.train()
+    now = again.clustering.labels.numpy()
+    assert records(tmp_path / "run")[-1]["stability"] == pytest.approx(agreement(np.array(last), now))
 
 
 def test_ground_truth_labels(tmp_path):

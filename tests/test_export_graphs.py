@@ -23,6 +23,7 @@ from fastreid_ice.export.comparison import max_difference
 from fastreid_ice.export.encoder import IMAGENET_MEAN, IMAGENET_STD, INPUT_FORMS
 from fastreid_ice.export.safetensors_format import SBS_RESNEST50, reid_architecture
 from fastreid_ice.files import sha256
+from fastreid_ice.modeling import onnx_graph
 from tests.conftest import ROOT
 from tests.exported_runs import people, untrained_run
 
@@ -237,7 +238,7 @@ def test_where_tracing_fails_the_other_exporter_is_taken(tmp_path, monkeypatch):
     without_tracing.__signature__ = inspect.signature(export)
     monkeypatch.setattr(torch.onnx, "export", without_tracing)
     images, path = people(4), tmp_path / "model.onnx"
-    onnx_format.write_onnx(model, images[:2], path, opset=17, dynamic_size=False)
+    onnx_graph.write_onnx(model, images[:2], path, opset=17, dynamic_size=False)
     assert asked == [False, True] and [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
     with torch.no_grad():
         assert torch.allclose(onnx_format.runner(path)(images), model(images), atol=1e-3, rtol=1e-5)

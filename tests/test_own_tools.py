@@ -22,7 +22,8 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 from fastreid_ice.cli import check_dataset, label_images, sweep_eps, train
 from fastreid_ice.clustering import Clusterer, ClusteringConfig, Tracks
 from fastreid_ice.clustering.centroids import centroid_distances
-from fastreid_ice.clustering.eps_sweep import agreement, suggest, sweep
+from fastreid_ice.clustering.eps_sweep import suggest, sweep
+from fastreid_ice.clustering.quality import agreement
 from fastreid_ice.data.labelled_folder import write_identity_folders, write_market_folder
 from fastreid_ice.engine.run_features import read_features
 from tests import own_images, tiny  # noqa: F401  (registers the dataset and the backbone)

@@ -19,7 +19,7 @@ from fastreid_ice.clustering.methods import (
 )
 from fastreid_ice.clustering.outliers import OUTLIERS, instance_labels
 from fastreid_ice.clustering.prepare import prepare_features
-from fastreid_ice.clustering.quality import summarize
+from fastreid_ice.clustering.quality import agreement, summarize
 from fastreid_ice.clustering.spherical_kmeans import kmeans
 from fastreid_ice.clustering.stages import dbscan, jaccard_distances, k_reciprocal_encoding, nearest_neighbors
 from fastreid_ice.clustering.tracks import TRACK_MODES, Tracks, check_tracks
@@ -34,6 +34,7 @@ __all__ = [
     "Costs",
     "ImageFacts",
     "Tracks",
+    "agreement",
     "approximate_neighbors",
     "camera_aware_encoding",
     "camera_aware_neighbors",

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.metrics import adjusted_rand_score, silhouette_score
+from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from fastreid_ice.clustering.config import ClusteringConfig
 from fastreid_ice.clustering.prepare import prepare_features
-from fastreid_ice.clustering.quality import summarize
+from fastreid_ice.clustering.quality import agreement, summarize
 from fastreid_ice.clustering.stages import dbscan, jaccard_distances, k_reciprocal_encoding, nearest_neighbors
 from fastreid_ice.clustering.tracks import (
     MUST_AND_CANNOT_LINK,
@@ -122,21 +122,6 @@ def sweep(
     return rows
 
 
-def agreement(labels: np.ndarray, others: np.ndarray) -> float:
-    """Adjusted Rand index of two clusterings, over the images that at least one of them has in a cluster.
-
-    An outlier is a cluster of its own. NaN where all images are outliers in both.
-
-    Example:
-        >>> agreement(np.array([0, 0, 1, 1, -1]), np.array([1, 1, 0, 0, -1]))
-        1.0
-    """
-    used = (labels >= 0) | (others >= 0)
-    if not used.any():
-        return float("nan")
-    return float(adjusted_rand_score(_alone(labels[used]), _alone(others[used])))
-
-
 def suggest(rows: Sequence[SweepRow]) -> SweepRow | None:
     """The row with the highest mean of both stabilities, of equal ones the highest silhouette.
 
@@ -230,14 +215,6 @@ def _silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
     if not 2 <= clusters < len(kept):
         return float("nan")
     return float(silhouette_score(distances[np.ix_(kept, kept)], labels[kept], metric="precomputed"))
-
-
-def _alone(labels: np.ndarray) -> np.ndarray:
-    """Labels in which each outlier has one of its own."""
-    outliers = labels < 0
-    separate = labels.copy()
-    separate[outliers] = labels.max(initial=-1) + 1 + np.arange(outliers.sum())
-    return separate
 
 
 def _rounded(value: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
@@ -42,3 +43,26 @@ def summarize(labels: Tensor, identities: Tensor | None = None) -> dict[str, flo
         summary["nmi"] = float(normalized_mutual_info_score(truth, found))
         summary["ari"] = float(adjusted_rand_score(truth, found))
     return summary
+
+
+def agreement(labels: np.ndarray, others: np.ndarray) -> float:
+    """Adjusted Rand index of two clusterings, over the images that at least one of them has in a cluster.
+
+    An outlier is a cluster of its own. NaN where all images are outliers in both.
+
+    Example:
+        >>> agreement(np.array([0, 0, 1, 1, -1]), np.array([1, 1, 0, 0, -1]))
+        1.0
+    """
+    used = (labels >= 0) | (others >= 0)
+    if not used.any():
+        return float("nan")
+    return float(adjusted_rand_score(_alone(labels[used]), _alone(others[used])))
+
+
+def _alone(labels: np.ndarray) -> np.ndarray:
+    """Labels in which each outlier has one of its own."""
+    outliers = labels < 0
+    separate = labels.copy()
+    separate[outliers] = labels.max(initial=-1) + 1 + np.arange(outliers.sum())
+    return separate

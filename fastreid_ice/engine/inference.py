@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fastreid_ice.modeling.folding import TOLERANCE, fold_encoder
 from fastreid_ice.modeling.meta_arch import ICE
+from fastreid_ice.modeling.onnx_graph import DEFAULT_OPSET, INPUT, OUTPUT, write_onnx
 
 logger = logging.getLogger(__name__)
 
@@ -96,8 +97,6 @@ def _build(encoder: nn.Module, examples: Tensor, engine: str) -> Encode:
 def _session(encoder: nn.Module, examples: Tensor) -> Encode:
     """The encoder in onnxruntime, with as many threads as torch has."""
     import onnxruntime
-
-    from fastreid_ice.export.onnx_format import DEFAULT_OPSET, INPUT, OUTPUT, write_onnx  # the export needs the engine
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

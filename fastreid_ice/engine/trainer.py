@@ -117,7 +117,6 @@ class ICETrainer(DefaultTrainer):
         else:
             self.start_epoch = stored.get("epoch", -1) + 1
         self._tagged_before = None if resume else self._tagged_at()
-        self.clustering.seed = self.run_state.seed
 
     def train(self) -> dict | None:
         """Train and return the last evaluation; a run that is finished already is only evaluated.
@@ -146,7 +145,7 @@ class ICETrainer(DefaultTrainer):
         source = None
         if loader.source is not None:
             source = SourceClasses(cfg, unwrap(self.model), loader.source, loader.source_cache)
-        self.clustering = ClusteringHook(cfg, loader.images, self.run_state.seed, loader.cache, source)
+        self.clustering = ClusteringHook(cfg, loader.images, self.run_state, loader.cache, source)
         built: list[HookBase] = [
             hooks.IterationTimer(),
             LRScheduler(self.optimizer, self.scheduler),

@@ -28,6 +28,7 @@ from fastreid_ice.export.naming import tracker_name
 from fastreid_ice.export.packages import need
 from fastreid_ice.export.staging import staged
 from fastreid_ice.export.zoo import write_zoo
+from fastreid_ice.modeling import onnx_graph
 from fastreid_ice.modeling.meta_arch import Encoder
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def _check_options(format: str, input_form: str | None, raw_output: bool, opset:
             "images and normalises the embeddings"
         )
     if opset is not None:
-        first, last = onnx_format.OPSETS
+        first, last = onnx_graph.OPSETS
         if format != "onnx":
             raise ValueError(f"--opset is for --format onnx, not {format}")
         if not first <= opset <= last:
@@ -179,8 +180,8 @@ def _write_safetensors(folder: Path, job: Job) -> Written:
 def _write_onnx(folder: Path, job: Job) -> Written:
     graph = _graph(job)
     path = folder / f"{graph.name}.onnx"
-    opset = job.opset or onnx_format.DEFAULT_OPSET
-    onnx_format.write_onnx(graph.model, graph.inputs[:2], path, opset, dynamic_size=job.form == "square01")
+    opset = job.opset or onnx_graph.DEFAULT_OPSET
+    onnx_graph.write_onnx(graph.model, graph.inputs[:2], path, opset, dynamic_size=job.form == "square01")
     onnx_format.add_properties(path, as_properties(graph.description))
     _describe_beside(path, graph.description)
     return Written(max_difference(onnx_format.runner(path), graph.inputs, graph.expected))

@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 Lines = tuple[tuple[str, str], ...]  # key of a record, name in the legend
 
 # Panel: title, unit of the vertical axis, lines. Every other ``loss_*`` of the records joins the panel of the losses.
-AGREEMENT, LOSSES = "Agreement with true identities", "Losses"
+AGREEMENT, LOSSES = "Agreement of the clusters", "Losses"
 PANELS: tuple[tuple[str, str, Lines], ...] = (
     ("Retrieval", "%", (("mAP", "mAP"), ("Rank-1", "Rank-1"))),
     ("Clusters", "count", (("clusters", "clusters"), ("outliers", "outliers"))),
-    (AGREEMENT, "", (("nmi", "NMI"), ("ari", "ARI"))),
+    (AGREEMENT, "", (("nmi", "NMI"), ("ari", "ARI"), ("stability", "ARI with those before"))),
     (
         LOSSES,
         "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
@@ -13,6 +13,7 @@ from fastreid_ice.compat.checkpoints import write_checkpoint
 from fastreid.engine import hooks
 from fastreid.engine.train_loop import HookBase
 from fastreid.utils.checkpoint import Checkpointer
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -25,14 +26,16 @@ class RunState:
         seed: of the run; every epoch derives its random numbers from it.
         best_metric: highest mean of mAP and Rank-1 (percent) so far; -1 before the first evaluation.
         best_epoch: its epoch, counted from 0; -1 before the first evaluation.
+        labels: (N,) int32 of the last clustering, -1 = outlier; None before the first.
     """
 
     seed: int
     best_metric: float = -1.0
     best_epoch: int = -1
+    labels: Tensor | None = field(default=None, compare=False)
 
     def state_dict(self) -> dict:
-        return asdict(self)
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def load_state_dict(self, state: dict) -> None:
         self.__dict__.update(state)

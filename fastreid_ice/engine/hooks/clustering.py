@@ -19,6 +19,7 @@ from fastreid_ice.clustering import (
     Clusterer,
     ClusteringConfig,
     ClusteringResult,
+    agreement,
     check_clusters,
     instance_labels,
     summarize,
@@ -32,6 +33,7 @@ from fastreid_ice.data.randomness import derive_seed
 from fastreid_ice.data.samplers import outlier_slots
 from fastreid_ice.engine.checks import clustering_config
 from fastreid_ice.engine.extraction import FeatureExtractor
+from fastreid_ice.engine.hooks.checkpointing import RunState
 from fastreid_ice.engine.hooks.training import unwrap
 from fastreid_ice.engine.source import SourceClasses
 from fastreid_ice.files import write_csv
@@ -60,7 +62,7 @@ class ClusteringHook(HookBase):
         self,
         cfg: CfgNode,
         images: TrainingImages,
-        seed: int,
+        state: RunState,
         cache: ImageCache | None = None,
         source: SourceClasses | None = None,
     ):
@@ -69,7 +71,7 @@ class ClusteringHook(HookBase):
             cfg: the config, with the keys of :func:`fastreid_ice.config.add_ice_config`.
             images: the training images; their true identities, where they are known, are only scored against, unless
                 ``CLUSTERING.METHOD`` asks for them.
-            seed: of the run, the same on every process.
+            state: of the run: its seed, the same on every process, and the clustering before, to compare with.
             cache: of the training images.
             source: the classes of DATASETS.SOURCE, which are not clustered: they only follow the clusters.
 
@@ -78,7 +80,7 @@ class ClusteringHook(HookBase):
         """
         self.cfg = cfg
         self.images = images
-        self.seed = seed
+        self.state = state
         self._cache = cache
         self.source = source
         self._source_labels: Tensor | None = None
@@ -91,9 +93,9 @@ class ClusteringHook(HookBase):
         self.trainer.storage.iter = self.trainer.iter  # else fastreid files the scalars under the epoch before
         if self.labels is None or epoch % self.cfg.CLUSTERING.PERIOD == 0:
             self._cluster()
-        seed_all_rng(derive_seed(self.seed, epoch, GLOBAL, comm.get_rank()))
-        unwrap(self.trainer.model).seed_shuffle(derive_seed(self.seed, epoch, SHUFFLE))
-        seed = derive_seed(self.seed, epoch, LOADER)
+        seed_all_rng(derive_seed(self.state.seed, epoch, GLOBAL, comm.get_rank()))
+        unwrap(self.trainer.model).seed_shuffle(derive_seed(self.state.seed, epoch, SHUFFLE))
+        seed = derive_seed(self.state.seed, epoch, LOADER)
         self.trainer.data_loader.start_epoch(self.labels, seed, self.targets, self._source_labels)
 
     def after_train(self) -> None:
@@ -106,7 +108,7 @@ class ClusteringHook(HookBase):
         extraction = time.perf_counter() - start
         images = self.images
         cameras = images.camids if self.cfg.DATASETS.USE_CAMERAS else None
-        config = clustering_config(self.cfg, self.seed, self.trainer.epoch)
+        config = clustering_config(self.cfg, self.state.seed, self.trainer.epoch)
         result = Clusterer(config)(features, cameras, images.paths, images.identities, images.tracks)
         self._check_enough(result, config)
         self.labels = result.labels
@@ -118,7 +120,7 @@ class ClusteringHook(HookBase):
         if self.source is None:
             model.memory.rebuild(features, labels, camids)
         else:
-            seed = derive_seed(self.seed, self.trainer.epoch, SOURCE)
+            seed = derive_seed(self.state.seed, self.trainer.epoch, SOURCE)
             self._source_labels = self.source.rebuild(features, labels, camids, seed)
         self._report(result, extraction, time.perf_counter() - start)
         if comm.is_main_process():
@@ -136,6 +138,9 @@ class ClusteringHook(HookBase):
 
     def _report(self, result: ClusteringResult, extraction: float, total: float) -> None:
         scalars = summarize(result.labels, self.images.identities)
+        if self.state.labels is not None and len(self.state.labels) == len(result.labels):
+            scalars["stability"] = agreement(self.state.labels.numpy(), result.labels.numpy())
+        self.state.labels = result.labels.int()
         scalars["seconds_features"] = extraction
         scalars.update({f"seconds_{stage}": seconds for stage, seconds in result.seconds.items()})
         scalars.update({f"process_peak_mb_{stage}": memory for stage, memory in result.process_peak_mb.items()})
@@ -144,7 +149,8 @@ class ClusteringHook(HookBase):
         for name, value in scalars.items():
             self.trainer.storage.put_scalar(f"clustering/{name}", value, smoothing_hint=False)
         stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.seconds.items()) or "none"
-        agreement = f"; NMI {scalars['nmi']:.3f}, ARI {scalars['ari']:.3f}" if "ari" in scalars else ""
+        said = f"; stability {scalars['stability']:.3f}" if "stability" in scalars else ""
+        said += f"; NMI {scalars['nmi']:.3f}, ARI {scalars['ari']:.3f}" if "ari" in scalars else ""
         logger.info(
             "Epoch %d: %d clusters, %d outliers of %d images, in %.1f s (features %.1f, %s)%s",
             self.trainer.epoch + 1,
@@ -154,7 +160,7 @@ class ClusteringHook(HookBase):
             total,
             extraction,
             stages,
-            agreement,
+            said,
         )
 
 
