@@ -1,0 +1,94 @@
+"""The exact search in blocks of rows and columns: the same lists, within the memory budget."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastreid_ice.clustering import float64_search, nearest_neighbors
+from fastreid_ice.clustering.float64_search import search_in_float64
+from fastreid_ice.clustering.torch_ops import search
+from tests.clustering_features import blobs
+
+FEATURES = {
+    "generic": F.normalize(torch.randn(700, 24, generator=torch.Generator().manual_seed(0)), dim=1),
+    # 12 distinct rows: every list is full of equal neighbours, and every row is unclear
+    "ties": F.normalize(torch.randn(12, 24, generator=torch.Generator().manual_seed(1)), dim=1)[torch.arange(700) % 12],
+    "clusters": blobs(40, 17, dimensions=24),
+}
+
+
+class Sizes(TorchDispatchMode):
+    """The largest tensor that is made, in bytes, and the rows of each product of matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = 0
+        self.rows: list[int] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for each in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(each, torch.Tensor):
+                self.largest = max(self.largest, each.untyped_storage().nbytes())
+        if function._schema.name == "aten::mm":
+            self.rows.append(len(args[0]))
+        return out
+
+
+@pytest.mark.parametrize("kind", FEATURES)
+@pytest.mark.parametrize("columns", [7, 64, 699])
+def test_blocks_of_columns_change_nothing(kind, columns, monkeypatch):
+    features = FEATURES[kind]
+    expected = nearest_neighbors(features, 30, backend="torch")
+    assert np.array_equal(expected[1].numpy(), nearest_neighbors(features, 30, backend="numba")[1].numpy())
+    monkeypatch.setattr(search, "COLUMNS", columns)
+    monkeypatch.setattr(float64_search, "COLUMNS", columns)
+    found = nearest_neighbors(features, 30, backend="torch", memory_budget_mb=1)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    some = nearest_neighbors(features, 30, rows=(100, 130), backend="torch")
+    assert torch.equal(some[0], expected[0][100:130]) and torch.equal(some[1], expected[1][100:130])
+
+
+@pytest.mark.parametrize("columns", [7, 64])
+def test_a_list_of_everyone(columns, monkeypatch):
+    features = FEATURES["clusters"][:90]
+    expected = nearest_neighbors(features, 200, backend="torch")
+    monkeypatch.setattr(search, "COLUMNS", columns)
+    found = nearest_neighbors(features, 200, backend="torch")
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+def test_many_images_leave_room_for_many_rows(monkeypatch):
+    """Whole rows of 20,000 products would be six at a time in 1 MiB; a million images fit 27 in 256."""
+    features = F.normalize(torch.randn(20_000, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    expected = nearest_neighbors(features, 5, rows=(0, 900), backend="torch")
+    monkeypatch.setattr(search, "COLUMNS", 256)
+    with Sizes() as sizes:
+        found = nearest_neighbors(features, 5, rows=(0, 900), backend="torch", memory_budget_mb=1)
+    assert torch.equal(found[1], expected[1])
+    assert sizes.largest <= max(2**20, features.nbytes)
+    assert max(sizes.rows) >= 300
+
+
+def test_wide_features_stay_within_the_budget():
+    """The exact sums are made of a few rows at a time, whatever number of rows the products had."""
+    features = F.normalize(torch.randn(600, 512, generator=torch.Generator().manual_seed(0)), dim=1)
+    with Sizes() as sizes:
+        nearest_neighbors(features, 20, backend="torch", memory_budget_mb=2)
+    assert sizes.largest <= 2 * 2**20
+
+
+def test_unclear_rows_are_many_at_a_time(monkeypatch):
+    features = FEATURES["ties"].repeat(30, 1)  # 21,000 images
+    images = torch.arange(0, 21_000, 50)
+    expected = search_in_float64(features, images, 10, 256)
+    monkeypatch.setattr(float64_search, "COLUMNS", 256)
+    with Sizes() as sizes:
+        found = search_in_float64(features, images, 10, 1)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    assert sizes.largest <= max(2**20, features.nbytes)
+    assert max(sizes.rows) >= 64  # of whole rows it would be one
