@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastreid_ice.clustering import float64_search, nearest_neighbors
+from fastreid_ice.clustering import float64_search, jaccard_distances, k_reciprocal_encoding, nearest_neighbors
 from fastreid_ice.clustering.float64_search import search_in_float64
-from fastreid_ice.clustering.torch_ops import search
+from fastreid_ice.clustering.torch_ops import encoding, jaccard, search
 from tests.clustering_features import blobs
+from tests.tensor_sizes import Sizes
 
 FEATURES = {
     "generic": F.normalize(torch.randn(700, 24, generator=torch.Generator().manual_seed(0)), dim=1),
@@ -19,24 +19,6 @@ FEATURES = {
     "ties": F.normalize(torch.randn(12, 24, generator=torch.Generator().manual_seed(1)), dim=1)[torch.arange(700) % 12],
     "clusters": blobs(40, 17, dimensions=24),
 }
-
-
-class Sizes(TorchDispatchMode):
-    """The largest tensor that is made, in bytes, and the rows of each product of matrices."""
-
-    def __init__(self):
-        super().__init__()
-        self.largest = 0
-        self.rows: list[int] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for each in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(each, torch.Tensor):
-                self.largest = max(self.largest, each.untyped_storage().nbytes())
-        if function._schema.name == "aten::mm":
-            self.rows.append(len(args[0]))
-        return out
 
 
 @pytest.mark.parametrize("kind", FEATURES)
@@ -70,7 +52,7 @@ def test_many_images_leave_room_for_many_rows(monkeypatch):
     with Sizes() as sizes:
         found = nearest_neighbors(features, 5, rows=(0, 900), backend="torch", memory_budget_mb=1)
     assert torch.equal(found[1], expected[1])
-    assert sizes.largest <= max(2**20, features.nbytes)
+    assert sizes.largest <= 2**20
     assert max(sizes.rows) >= 300
 
 
@@ -90,5 +72,24 @@ def test_unclear_rows_are_many_at_a_time(monkeypatch):
     with Sizes() as sizes:
         found = search_in_float64(features, images, 10, 1)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
-    assert sizes.largest <= max(2**20, features.nbytes)
+    assert sizes.largest <= 2**20
     assert max(sizes.rows) >= 64  # of whole rows it would be one
+
+
+def test_whole_arrays_of_the_jaccard_stages_are_half_as_large(monkeypatch):
+    features = blobs(100, 20, spread=0.3)
+    similarities, ranks = nearest_neighbors(features, 20, backend="torch")
+    expected = k_reciprocal_encoding(features, ranks, similarities, 20, 6, backend="torch")
+    graph = jaccard_distances(expected, 0.1)
+    for module in (encoding, jaccard):
+        monkeypatch.setattr(module, "BYTES_PER_ENTRY", 64 * 64)  # many chunks, each far smaller than the whole
+    with Sizes() as sizes:
+        found = k_reciprocal_encoding(features, ranks, similarities, 20, 6, backend="torch", memory_budget_mb=1)
+    assert found.indices.dtype == torch.int32
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
+    entries = len(found.values)
+    assert sizes.largest <= max(4 * entries, ranks.nbytes)
+    with Sizes() as sizes:
+        distances = jaccard_distances(found, 0.1, memory_budget_mb=1)  # few pairs
+    assert all(torch.equal(a, b) for a, b in zip(distances, graph))
+    assert sizes.largest <= 8 * (entries + 1)  # the sort's order, and the work before each entry
