@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -55,6 +56,19 @@ def broadcast_labels(labels: Tensor | None, images: int) -> Tensor:
     wire = labels.to(_wire()) if labels is not None else torch.empty(images, dtype=torch.int64, device=_wire())
     dist.broadcast(wire, src=0)
     return wire.cpu()
+
+
+def broadcast_arrays(arrays: list[np.ndarray] | None) -> list[np.ndarray]:
+    """Give every rank the arrays of rank 0; the others pass None."""
+    described: list[list[tuple]] = [[(each.shape, each.dtype.str) for each in arrays or []]]
+    dist.broadcast_object_list(described, src=0)
+    received = arrays or [np.empty(shape, dtype) for shape, dtype in described[0]]
+    for array in received:
+        there = torch.from_numpy(array).to(_wire())
+        dist.broadcast(there, src=0)
+        if there.device.type != "cpu":
+            array[...] = there.cpu().numpy()
+    return received
 
 
 def lowest(value: float) -> float:
