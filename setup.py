@@ -48,7 +48,8 @@ setup(
     extras_require={
         # exactly one of the two: both provide the module faiss
         "cpu": ["faiss-cpu"],
-        "gpu": ["faiss-gpu"],
+        # faiss-gpu 1.7.2 would be taken where nothing newer fits: it cannot be imported beside numpy 2
+        "gpu": ["faiss-gpu>=1.14.3; python_version >= '3.10'", "faiss-gpu-cu12; python_version < '3.10'"],
         # what the formats of tools/export_model.py need beside torch
         "export": ["onnx", "onnxscript", "onnxruntime", "safetensors"],
         "test": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML"],

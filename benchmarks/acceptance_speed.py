@@ -59,8 +59,15 @@ def million(place: Place, found: Findings) -> None:
     images, some = place.pick(1_000_000, 3_000), place.pick(8_192, 500)
     features = _features(place, images, place.pick(2_048, 32))
     nearest_neighbors(features, 30, rows=(0, some), backend="torch")
+    peak = place.peak_mb(lambda: nearest_neighbors(features, 30, rows=(some, 2 * some), backend="torch"))
     seconds = place.seconds(lambda: nearest_neighbors(features, 30, rows=(some, 2 * some), backend="torch"))
     found.at_most("search, projected s", seconds * images / some, _limit(place, 300))
+    if place.on_gpu:
+        found.at_most("peak over the features, MiB", peak, 512)  # CLUSTERING.MEMORY_BUDGET_MB and libraries
+    large = place.seconds(
+        lambda: nearest_neighbors(features, 30, rows=(some, 2 * some), backend="torch", memory_budget_mb=2048)
+    )
+    found.note("with CLUSTERING.MEMORY_BUDGET_MB 2048, projected s", large * images / some)
 
 
 def ranking(place: Place, found: Findings) -> None:

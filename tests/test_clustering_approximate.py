@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -61,3 +62,26 @@ def test_approximate_search_among_identical_images(kind):
     _, ranks, recall = approximate_neighbors(torch.ones(50, 4) / 2, 60, kind)
     assert ranks.shape == (50, 50) and ranks.min() == 0
     assert recall == 1
+
+
+def test_an_index_from_its_structure_is_the_one_that_faiss_builds():
+    """Cells that are filled from a list, and a graph that is sent without the vectors: the same lists bit for bit."""
+    vectors = prepare_features(np.random.default_rng(0).normal(size=(4000, 32))).numpy()
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # else a graph differs from run to run
+    try:
+        graph = faiss.IndexHNSWFlat(32, approximate.HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efConstruction, graph.hnsw.efSearch = approximate.HNSW_BUILD, 20
+        cells = faiss.IndexIVFFlat(faiss.IndexFlatIP(32), 32, 102, faiss.METRIC_INNER_PRODUCT)
+        cells.cp.spherical, cells.cp.niter, cells.cp.max_points_per_centroid = True, 10, 64
+        cells.train(vectors)
+        cells.nprobe = 4
+        for index, ours in ((graph, approximate._HNSW), (cells, approximate._IVF)):
+            index.add(vectors)
+            expected = index.search(vectors, 20)
+            structure = ours.build(vectors)
+            found = ours(vectors, structure, 20)(vectors, 20)
+            assert all(np.array_equal(a.numpy(), b) for a, b in zip(found, expected))
+            assert sum(part.nbytes for part in structure) < 320 * len(vectors) + vectors.nbytes // 10
+    finally:
+        faiss.omp_set_num_threads(threads)

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from fastreid_ice.clustering import METHODS, Clusterer, ClusteringConfig, register_method
+from fastreid_ice.clustering import METHODS, Clusterer, ClusteringConfig, approximate, register_method
 from fastreid_ice.clustering.methods import Method
 from tests.clustering_features import blobs
 
@@ -21,11 +21,14 @@ def _rank(rank, world, store, features, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     register_method("halves")(halves)
+    if rank == 1:  # it is sent the index
+        approximate._IVF.build = approximate._HNSW.build = None
     for number, options in enumerate(_OPTIONS):
         result = Clusterer(ClusteringConfig(k1=10, **options))(features, camids=_CAMERAS)
         torch.save((result.labels, result.num_clusters, result.knn_recall), folder / f"{rank}-{number}.pt")
-    one = Clusterer(ClusteringConfig(min_samples=1))(features[:1])  # the second rank has no rows
-    assert one.labels.tolist() == [0]
+    for knn in ("exact", "ivf", "hnsw"):
+        one = Clusterer(ClusteringConfig(min_samples=1, knn=knn))(features[:1])  # the second rank has no rows
+        assert one.labels.tolist() == [0]
     dist.destroy_process_group()
 
 
@@ -33,6 +36,7 @@ _OPTIONS = [
     {},
     {"backend": "torch"},
     {"knn": "hnsw"},
+    {"knn": "ivf"},
     {"method": "kmeans", "num_clusters": 30},
     {"method": "halves"},
     {"method": "ca_jaccard_dbscan"},

@@ -217,8 +217,8 @@ def test_bytes_where_they_are_exact(own):
     plain = build_strong_view(ice_config(**off))
     kept = keep_bytes(plain)(image)
     assert kept.dtype == torch.uint8 and plain(image).dtype == torch.float32 and torch.equal(kept.float(), plain(image))
-    erasing = build_strong_view(ice_config())
-    assert keep_bytes(erasing) is erasing
+    patching = build_strong_view(ice_config(INPUT__RPT__ENABLED=True))
+    assert keep_bytes(patching) is patching
     model = ICETrainer.build_model(ice_config())
     assert isinstance(model, ICE)
     bits = [model.preprocess_image(batch[None]) for batch in (kept, kept.float())]

@@ -21,6 +21,7 @@ from fastreid_ice.modeling import (
     cluster_centroids,
 )
 from tests.conftest import load_numbers
+from tests.tensor_sizes import Sizes
 
 
 @pytest.mark.parametrize("name", ["losses_market_like", "losses_few_proxies", "losses_one_camera"])
@@ -218,3 +219,26 @@ def test_momentum_memory_names_its_key(update, momentum, message):
 def test_the_source_of_the_features_names_its_key():
     with pytest.raises(ValueError, match="MODEL.ICE.MOMENTUM_MEMORY.FEATURES is 'values'; choose one of keys, queries"):
         momentum_memory("each", features="values")
+
+
+@pytest.mark.parametrize("outliers", [0, 5, 40])
+def test_means_without_a_copy_of_the_features(outliers):
+    """Bit for bit the means over the rows that are kept, and nothing as large as the features is made."""
+    generator = torch.Generator().manual_seed(outliers)
+    features = F.normalize(torch.randn(4000, 64, generator=generator), dim=1)
+    labels = torch.randint(30, (4000,), generator=generator)
+    labels[torch.randperm(4000, generator=generator)[: 50 * outliers]] = -1
+    camids = torch.randint(4, (4000,), generator=generator)
+    kept = labels >= 0
+    with Sizes() as sizes:
+        centroids, (proxies, proxy_labels, proxy_camids) = (
+            cluster_centroids(features, labels),
+            camera_proxies(features, labels, camids),
+        )
+    assert sizes.largest < features.nbytes // 4
+    assert torch.equal(centroids, cluster_centroids(features[kept], labels[kept]))
+    expected = camera_proxies(features[kept], labels[kept], camids[kept])
+    for found, other in zip((proxies, proxy_labels, proxy_camids), expected):
+        assert torch.equal(found, other)
+    means = torch.zeros(30, 64).index_add_(0, labels[kept], features[kept]) / torch.bincount(labels[kept])[:, None]
+    assert torch.equal(centroids, means)

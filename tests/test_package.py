@@ -154,3 +154,19 @@ def test_no_public_name_hides_a_module():
         modules = {entry.stem for entry in path.parent.iterdir() if entry.suffix == ".py" or entry.is_dir()}
         hidden = [n for n in modules & set(vars(room)) if not isinstance(getattr(room, n), types.ModuleType)]
         assert hidden == [], room.__name__
+
+
+def test_no_extra_takes_a_faiss_that_cannot_be_imported(monkeypatch):
+    """faiss-gpu 1.7.2 has wheels up to Python 3.10, and an installer takes it where nothing newer fits the torch."""
+    import runpy
+
+    import setuptools
+    from packaging.requirements import Requirement
+
+    given = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **arguments: given.update(arguments))
+    runpy.run_path(str(ROOT / "setup.py"))
+    for python in ("3.9", "3.10", "3.13"):
+        extra = [Requirement(line) for line in given["extras_require"]["gpu"]]
+        (faiss,) = [each for each in extra if each.marker is None or each.marker.evaluate({"python_version": python})]
+        assert faiss.name != "faiss-gpu" or "1.7.2" not in faiss.specifier

@@ -9,8 +9,11 @@ from fastreid_ice.data.randomness import seeded
 from fastreid_ice.data.views import (
     GaussianBlur,
     RandomErasing,
+    _erase_at_once,
     build_strong_view,
     build_weak_view,
+    erase,
+    keep_bytes,
     split_common_resize,
 )
 from tests.conftest import ice_config
@@ -98,6 +101,53 @@ def test_erasing_never_with_probability_zero():
 
 def test_erasing_that_cannot_fit_changes_nothing():
     assert erased(height=4, width=4, area=(4.0, 5.0)).count_nonzero() == 0
+
+
+@pytest.mark.parametrize("keys", [{}, {"INPUT__AUGMIX__ENABLED": True, "INPUT__BLUR__ENABLED": False}])
+def test_bytes_erased_later_are_the_view_bit_for_bit(image, keys):
+    cfg = ice_config(INPUT__SIZE_TRAIN=[33, 17], **keys)
+    view = build_strong_view(cfg)
+    value = torch.tensor(cfg.INPUT.REA.VALUE)[:, None, None]
+    assert not torch.equal(value, value.round())  # a colour that bytes cannot hold
+    expected, later, rectangles = [], [], []
+    for seed in range(60):
+        with seeded(seed):
+            expected.append(view(image))
+        with seeded(seed):
+            pixels, rectangle = keep_bytes(view)(image)
+            following = torch.rand(())
+        with seeded(seed):
+            view(image)
+            assert torch.equal(following, torch.rand(()))  # what comes behind draws the same
+        later.append(pixels)
+        rectangles.append(rectangle)
+    assert {pixels.dtype for pixels in later} == {torch.uint8}
+    rectangles = torch.stack(rectangles)
+    assert 10 < (rectangles.sum(dim=1) == 0).sum() < 50  # some are erased and some are not
+    for fill in (erase, _erase_at_once):
+        found = fill(torch.stack(later), rectangles, value)
+        assert found.dtype == torch.float32 and torch.equal(found, torch.stack(expected))
+
+
+@pytest.mark.parametrize("fill", [erase, _erase_at_once])
+def test_rectangles_at_the_borders(fill):
+    images = torch.zeros(3, 3, 4, 5, dtype=torch.uint8)
+    found = fill(images, torch.tensor([[0, 0, 4, 5], [3, 4, 4, 5], [0, 0, 0, 0]]), torch.ones(3, 1, 1))
+    assert found.sum(dim=(1, 2, 3)).tolist() == [60, 3, 0] and found[1, :, 3, 4].tolist() == [1, 1, 1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_erasing_on_a_gpu_waits_for_nothing():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (4, 3, 9, 7), dtype=torch.uint8, generator=generator)
+    rectangles, value = torch.tensor([[0, 0, 9, 7], [2, 1, 8, 3], [0, 0, 0, 0], [8, 6, 9, 7]]), torch.rand(3, 1, 1)
+    there = images.cuda(), rectangles.cuda(), value.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = erase(*there)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found.cpu(), erase(images, rectangles, value))
 
 
 def test_blur_radius_stays_in_range(image, monkeypatch):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any
 
 import faiss
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastreid_ice.clustering import distributed
 from fastreid_ice.clustering.float64_search import search_in_float64
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ def approximate_neighbors(
     seed: int = 0,
     memory_budget_mb: int = 256,
     target_recall: float = 0.9,
+    shared: bool = False,
 ) -> tuple[Tensor, Tensor, float]:
     """Find about the k most similar images of each image with a faiss index on the CPU.
 
@@ -48,6 +51,8 @@ def approximate_neighbors(
         memory_budget_mb: bounds the scratch memory of the exact searches for short lists, in MiB.
         target_recall: share of the sample's true neighbours to find, in (0, 1]. "ivf" reaches every target, if need be
             by probing all cells; "hnsw" may not, which is logged.
+        shared: a collective: the first rank builds the index and sends it to the others, without the features, which
+            all have. Else each process builds its own.
 
     Returns:
         similarities (n, K) float32, ranks (n, K) int64, and the recall over up to 256 sampled rows: the share of the
@@ -57,18 +62,16 @@ def approximate_neighbors(
     start, stop = rows if rows is not None else (0, len(features))
     vectors = features.detach().cpu()
     length = min(k, len(vectors))
-    if start == stop:
-        return torch.empty(0, length), torch.empty(0, length, dtype=torch.int64), 1.0
     sample = torch.randperm(stop - start, generator=torch.Generator().manual_seed(seed))[:RECALL_SAMPLE]
     sampled = vectors[sample + start].numpy()
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(torch.get_num_threads())
     try:
+        search = _index(kind, vectors.numpy(), length, shared)
+        if start == stop:
+            return torch.empty(0, length), torch.empty(0, length, dtype=torch.int64), 1.0
         truth, _ = faiss.knn(sampled, vectors.numpy(), length, metric=faiss.METRIC_INNER_PRODUCT)
         least = torch.from_numpy(truth[:, -1:])
-        built = time.perf_counter()
-        search: _IVF | _HNSW = _IVF(vectors.numpy()) if kind == "ivf" else _HNSW(vectors.numpy(), length)
-        logger.info("CLUSTERING.KNN %s: indexed %d images in %.1f s.", kind, len(vectors), time.perf_counter() - built)
         while _recall(search(sampled, length)[0], least) < target_recall and search.effort < search.most:
             search.effort = min(2 * search.effort, search.most)
         similarities, ranks = search(vectors[start:stop].numpy(), length)
@@ -86,21 +89,50 @@ def approximate_neighbors(
     return similarities.to(features.device), ranks.to(features.device), recall
 
 
+def _index(kind: str, vectors: np.ndarray, length: int, shared: bool) -> _IVF | _HNSW:
+    """The index of this process: built here, or by the first rank."""
+    index_class = _IVF if kind == "ivf" else _HNSW
+    structure = None
+    if not shared or distributed.is_first():
+        start = time.perf_counter()
+        structure = index_class.build(vectors)
+        logger.info("CLUSTERING.KNN %s: indexed %d images in %.1f s.", kind, len(vectors), time.perf_counter() - start)
+    if shared and distributed.in_group():
+        structure = distributed.broadcast_arrays(structure)
+    assert structure is not None
+    return index_class(vectors, structure, length)
+
+
 class _IVF:
     """Inverted lists; the effort is the number of cells probed per image."""
 
     unit = "cells"
 
-    def __init__(self, vectors: np.ndarray):
-        images, dimensions = vectors.shape
-        cells = max(1, min(int(4 * np.sqrt(images)), images // 39))
-        self._index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimensions), dimensions, cells, faiss.METRIC_INNER_PRODUCT)
-        training = self._index.cp
+    @staticmethod
+    def build(vectors: np.ndarray) -> list[np.ndarray]:
+        """The centroids of the cells (C, D) float32, and the cell of each image (N,) int64."""
+        images = len(vectors)
+        index = _IVF._empty(faiss.IndexFlatIP(vectors.shape[1]), max(1, min(int(4 * np.sqrt(images)), images // 39)))
+        index.train(vectors)
+        cells = index.quantizer.search(vectors, 1)[1][:, 0]
+        return [index.quantizer.reconstruct_n(0, index.nlist), np.ascontiguousarray(cells)]
+
+    @staticmethod
+    def _empty(quantizer: faiss.IndexFlatIP, cells: int) -> faiss.IndexIVFFlat:
+        index = faiss.IndexIVFFlat(quantizer, quantizer.d, cells, faiss.METRIC_INNER_PRODUCT)
+        training = index.cp
         training.spherical = True  # else a long mean attracts images by its length, and cells become unequal
         training.niter, training.max_points_per_centroid = CELL_PASSES, CELL_SAMPLE
-        self._index.train(vectors)
-        self._index.add(vectors)
-        self.effort, self.most = min(4, cells), cells
+        return index
+
+    def __init__(self, vectors: np.ndarray, structure: list[np.ndarray], length: int):
+        centroids, cells = structure
+        quantizer = faiss.IndexFlatIP(vectors.shape[1])
+        quantizer.add(centroids)
+        self._index = self._empty(quantizer, len(centroids))
+        self._index.is_trained = True
+        self._index.add_core(len(vectors), faiss.swig_ptr(vectors), None, faiss.swig_ptr(cells))
+        self.effort, self.most = min(4, len(centroids)), len(centroids)
 
     def __call__(self, vectors: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
         """Similarities and ranks (n, k) of these rows; -1 where fewer were found."""
@@ -113,11 +145,21 @@ class _HNSW:
 
     unit = "candidates"
 
-    def __init__(self, vectors: np.ndarray, k: int):
-        self._index = faiss.IndexHNSWFlat(vectors.shape[1], HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
-        self._index.hnsw.efConstruction = HNSW_BUILD
-        self._index.add(vectors)
-        self.effort, self.most = k, max(k, HNSW_MOST)
+    @staticmethod
+    def build(vectors: np.ndarray) -> list[np.ndarray]:
+        """The graph as bytes, without the vectors."""
+        index = faiss.IndexHNSWFlat(vectors.shape[1], HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = HNSW_BUILD
+        index.add(vectors)
+        return [faiss.serialize_index(index, faiss.IO_FLAG_SKIP_STORAGE)]
+
+    def __init__(self, vectors: np.ndarray, structure: list[np.ndarray], length: int):
+        graph: Any = faiss.deserialize_index(structure[0])
+        self._vectors = faiss.IndexFlatIP(vectors.shape[1])  # the graph does not own it
+        self._vectors.add(vectors)
+        graph.storage = self._vectors
+        self._index = graph
+        self.effort, self.most = length, max(length, HNSW_MOST)
 
     def __call__(self, vectors: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
         """Similarities and ranks (n, k) of these rows; -1 where fewer were found."""

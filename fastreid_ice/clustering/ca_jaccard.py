@@ -145,7 +145,7 @@ def camera_aware_encoding(
     images = len(intra)
     rows = torch.arange(images, device=intra.device)[:, None] * images
     keys = torch.cat([(rows + ranks)[reciprocal(ranks)] for ranks in (intra, inter)]).sort().values
-    encoding = from_keys(keys, softened(features, keys, images, memory_budget_mb), images)
+    encoding = from_keys(keys, softened(features, keys, (0, images), memory_budget_mb), images)
     nearest = torch.cat([intra[:, :k2_intra], inter[:, :k2_inter]], dim=1)
     return averaged(encoding, nearest, memory_budget_mb)
 

@@ -46,8 +46,10 @@ def centroid_distances(features: Tensor, labels: Tensor) -> CentroidDistances:
     """
     kept = labels >= 0
     clusters = int(labels.max()) + 1
-    sums = features.new_zeros(clusters, features.shape[1]).index_add_(0, labels[kept], features[kept])
-    centroids = F.normalize(sums, dim=1)  # (C, D)
+    # Outliers are added up beside the clusters: a copy without them would take as much memory as the features.
+    sums = features.new_zeros(clusters + 1, features.shape[1])
+    sums.index_add_(0, labels.where(kept, clusters), features)
+    centroids = F.normalize(sums[:clusters], dim=1)  # (C, D)
     own = features.new_full((len(features),), float("nan"))
     to_next = own.clone()
     following = torch.full_like(labels, -1)

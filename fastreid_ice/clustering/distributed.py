@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -29,11 +30,25 @@ def own_rows(images: int) -> tuple[int, int]:
 def gather_rows(part: Tensor, images: int) -> Tensor:
     """Concatenate the rows of all ranks: (n, K) on each -> (N, K) on all, on the device of ``part``."""
     size = -(-images // dist.get_world_size())
-    padded = part.new_zeros(size, part.shape[1], device=_wire())
-    padded[: len(part)] = part.to(padded.device)
-    gathered = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, padded)
-    return torch.cat(gathered)[:images].to(part.device)
+    whole = part.new_zeros(dist.get_world_size() * size, part.shape[1], device=_wire())
+    start = dist.get_rank() * size
+    whole[start : start + len(part)] = part.to(whole.device)
+    gather_in_place(whole)
+    return whole[:images].to(part.device)
+
+
+def gather_in_place(whole: Tensor) -> None:
+    """Complete a tensor in which each rank has written its share: equally many rows, in the order of the ranks.
+
+    A list of the ranks' shares, put together behind it, would take the memory twice.
+
+    Args:
+        whole: (W n, ...) contiguous, on a device that the process group can carry; rows r n to (r + 1) n of rank r.
+    """
+    size = len(whole) // dist.get_world_size()
+    start = dist.get_rank() * size
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name in newer torch
+    gather(whole, whole[start : start + size])
 
 
 def broadcast_labels(labels: Tensor | None, images: int) -> Tensor:
@@ -41,6 +56,19 @@ def broadcast_labels(labels: Tensor | None, images: int) -> Tensor:
     wire = labels.to(_wire()) if labels is not None else torch.empty(images, dtype=torch.int64, device=_wire())
     dist.broadcast(wire, src=0)
     return wire.cpu()
+
+
+def broadcast_arrays(arrays: list[np.ndarray] | None) -> list[np.ndarray]:
+    """Give every rank the arrays of rank 0; the others pass None."""
+    described: list[list[tuple]] = [[(each.shape, each.dtype.str) for each in arrays or []]]
+    dist.broadcast_object_list(described, src=0)
+    received = arrays or [np.empty(shape, dtype) for shape, dtype in described[0]]
+    for array in received:
+        there = torch.from_numpy(array).to(_wire())
+        dist.broadcast(there, src=0)
+        if there.device.type != "cpu":
+            array[...] = there.cpu().numpy()
+    return received
 
 
 def lowest(value: float) -> float:

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from fastreid_ice.clustering.definitions import GRID
 
+# Images that some rows are compared with at a time, so that the memory budget buys rows however many images there are.
+COLUMNS = 65536
+
 
 def search_in_float64(
     features: Tensor,
@@ -32,18 +35,29 @@ def search_in_float64(
     """
     similarities = features.new_empty(len(images), length)
     ranks = torch.empty(len(images), length, dtype=torch.int64, device=features.device)
-    block = max(1, memory_budget_mb * 2**20 // (16 * features.shape[1]))
+    a_row = 48 * min(COLUMNS, len(features)) + 64 * length + (0 if excluded is None else len(features))
     done = 0
-    for part in images.split(max(1, memory_budget_mb * 2**20 // (48 * len(features)))):
+    for part in images.split(max(1, memory_budget_mb * 2**20 // a_row)):
         queries = features[part].double()  # (B, D)
-        whole = torch.cat([queries @ keys.double().t() for keys in features.split(block)], dim=1)  # (B, N)
-        if excluded is not None:
-            whole.masked_fill_(excluded(part), -torch.inf)
-        everyone = torch.arange(len(features), device=features.device).expand_as(whole)
-        found = sort_candidates(whole, everyone, length)
-        similarities[done : done + len(part)], ranks[done : done + len(part)] = found
+        best = queries.new_empty(len(part), 0), part.new_empty(len(part), 0)
+        hidden = None if excluded is None else excluded(part)  # (B, N)
+        for first, columns in zip(range(0, len(features), COLUMNS), features.split(COLUMNS)):
+            products, numbers = _compared(queries, columns, first, memory_budget_mb)
+            if hidden is not None:
+                products.masked_fill_(hidden[:, first : first + len(columns)], -torch.inf)
+            found = sort_candidates(products, numbers, length)
+            similar, there = (torch.cat(both, dim=1) for both in zip(best, found))
+            best = sort_candidates(similar, there, length)
+        similarities[done : done + len(part)], ranks[done : done + len(part)] = best
         done += len(part)
     return similarities, ranks
+
+
+def _compared(queries: Tensor, columns: Tensor, first: int, memory_budget_mb: int) -> tuple[Tensor, Tensor]:
+    """(B, D) float64, (C, D) float32 of the images from ``first`` on -> their products and numbers, (B, C) each."""
+    block = max(1, memory_budget_mb * 2**20 // (16 * columns.shape[1]))
+    products = torch.cat([queries @ keys.double().t() for keys in columns.split(block)], dim=1)
+    return products, torch.arange(first, first + len(columns), device=columns.device).expand_as(products)
 
 
 def sort_candidates(similarities: Tensor, candidates: Tensor, length: int) -> tuple[Tensor, Tensor]:

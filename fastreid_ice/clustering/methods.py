@@ -199,7 +199,7 @@ def _search(features: Tensor, config: ClusteringConfig) -> tuple[Tensor, Tensor,
         similarities, ranks = nearest_neighbors(features, config.k1, rows, config.backend, budget, config.allow_tf32)
     else:
         similarities, ranks, recall = approximate_neighbors(
-            features, config.k1, config.knn, rows, config.seed, budget, config.knn_recall
+            features, config.k1, config.knn, rows, config.seed, budget, config.knn_recall, distributed.in_group()
         )
     if distributed.in_group():
         similarities, ranks = (distributed.gather_rows(part, len(features)) for part in (similarities, ranks))

@@ -30,7 +30,9 @@ from fastreid_ice.data.views import (
     BytesToTensor,
     build_strong_view,
     build_weak_view,
+    erase_views,
     keep_bytes,
+    put_view,
     resize_of,
     split_common_resize,
     without_resize,
@@ -101,7 +103,8 @@ class PseudoLabeledViews(ReadableImages):
 
     Returns:
         dict with ``images``, ``images_key`` (strong) and ``images_weak``, each (3, H, W) in 0..255, uint8 or, from
-        views that compute with tensors, float32; ``targets`` and ``camids`` (int), ``img_paths`` (str).
+        views that compute with tensors, float32; ``targets`` and ``camids`` (int), ``img_paths`` (str). A view of bytes
+        that is still to be erased has its rectangle beside it, see :func:`~fastreid_ice.data.views.put_view`.
     """
 
     def __init__(
@@ -124,9 +127,9 @@ class PseudoLabeledViews(ReadableImages):
             item["camids"] = -1
         image = item["images"] if self.resize is None else self.resize(item["images"])
         with seeded(derive_seed(drawn.seed, drawn.draw)):
-            item["images"] = self.strong_view(image)
-            item["images_key"] = self.strong_view(image)
-            item["images_weak"] = self.weak_view(image)
+            put_view(item, "images", self.strong_view(image))
+            put_view(item, "images_key", self.strong_view(image))
+            put_view(item, "images_weak", self.weak_view(image))
         return item
 
 
@@ -228,6 +231,7 @@ class EpochLoader:
         self._epoch = _ThisEpoch()
         self._loader: Any = None
         self._batches: Iterator[dict[str, Any]] | None = None
+        self._erased = torch.tensor(cfg.INPUT.REA.VALUE, dtype=torch.float32)[:, None, None]  # on the batches' device
 
     @property
     def dataset(self) -> EpochLoader:
@@ -245,7 +249,10 @@ class EpochLoader:
             unlabelled = torch.full((len(self.images),), -1)
             self._open(_Draws(_EveryImage(len(self.images), seed=0), unlabelled, unlabelled, seed=0, share=1))
         assert self._batches is not None
-        return next(self._batches)
+        batch = next(self._batches)
+        if self._erased.device != batch["images"].device:
+            self._erased = self._erased.to(batch["images"].device)
+        return erase_views(batch, self._erased)
 
     def start_epoch(
         self, labels: Tensor, seed: int, targets: Tensor | None = None, source_labels: Tensor | None = None

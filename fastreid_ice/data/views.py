@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 from fastreid_ice.compat.transforms import bytes_to_tensor
@@ -13,6 +14,8 @@ from fastreid.data.transforms import ToTensor, build_transforms
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision import transforms as T
+
+RECTANGLE = "_rectangle"  # behind a view's name: where it is still to be erased
 
 
 def _uniform(low: float, high: float) -> float:
@@ -49,9 +52,14 @@ class RandomErasing:
         self.value = torch.tensor(value, dtype=torch.float32)[:, None, None]
 
     def __call__(self, image: Tensor) -> Tensor:
+        top, left, bottom, right = self.draw(*image.shape[1:])
+        image[:, top:bottom, left:right] = self.value
+        return image
+
+    def draw(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, bottom and right of the rectangle (the latter two excluded); zeros where nothing is erased."""
         if torch.rand(()).item() >= self.prob:
-            return image
-        height, width = image.shape[1:]
+            return 0, 0, 0, 0
         for _ in range(100):
             area = _uniform(*self.area) * height * width
             aspect = _uniform(*self.aspect)
@@ -59,9 +67,65 @@ class RandomErasing:
             if h < height and w < width:
                 top = int(torch.randint(height - h + 1, ()))
                 left = int(torch.randint(width - w + 1, ()))
-                image[:, top : top + h, left : left + w] = self.value
-                return image
-        return image
+                return top, left, top + h, left + w
+        return 0, 0, 0, 0
+
+
+class BytesToErase(NamedTuple):
+    """An image as bytes, and the rectangle in which :func:`erase` puts a colour that is no byte.
+
+    Attributes:
+        image: (3, H, W) uint8.
+        rectangle: (4,) int64: top, left, bottom, right.
+    """
+
+    image: Tensor
+    rectangle: Tensor
+
+
+class ErasingOfBytes:
+    """What a :class:`RandomErasing` draws, from the same random numbers, with the filling left to :func:`erase`."""
+
+    def __init__(self, erasing: RandomErasing):
+        self.erasing = erasing
+
+    def __call__(self, image: Tensor) -> BytesToErase:
+        return BytesToErase(image, torch.tensor(self.erasing.draw(*image.shape[1:])))
+
+
+def erase(images: Tensor, rectangles: Tensor, value: Tensor) -> Tensor:
+    """Fill a rectangle of each image, on the images' device and without waiting for it.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        rectangles: (B, 4) int64: top, left, bottom, right; zeros where nothing is erased.
+        value: (3, 1, 1) float32.
+
+    Returns:
+        (B, 3, H, W) float32: bit for bit what :class:`RandomErasing` makes of the images as float32.
+
+    Example:
+        >>> image = torch.zeros(1, 3, 2, 3, dtype=torch.uint8)
+        >>> erase(image, torch.tensor([[0, 1, 1, 3]]), torch.full((3, 1, 1), 0.5))[0, 0].tolist()
+        [[0.0, 0.5, 0.5], [0.0, 0.0, 0.0]]
+    """
+    if images.device.type != "cpu":
+        return _erase_at_once(images, rectangles, value)
+    erased = images.float()
+    for image, (top, left, bottom, right) in zip(erased, rectangles.tolist()):
+        image[:, top:bottom, left:right] = value
+    return erased
+
+
+def _erase_at_once(images: Tensor, rectangles: Tensor, value: Tensor) -> Tensor:
+    """The same without looking at the rectangles, for which the host would have to wait; on a CPU ten times as slow."""
+    top, left, bottom, right = rectangles[:, :, None].unbind(dim=1)  # (B, 1) each
+    rows = torch.arange(images.shape[2], device=images.device)
+    columns = torch.arange(images.shape[3], device=images.device)
+    inside_rows = (rows >= top) & (rows < bottom)  # (B, H)
+    inside_columns = (columns >= left) & (columns < right)  # (B, W)
+    inside = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]  # (B, 1, H, W)
+    return torch.where(inside, value, images.float())
 
 
 def build_strong_view(cfg) -> T.Compose:
@@ -113,12 +177,32 @@ class BytesToTensor:
 def keep_bytes(view: T.Compose) -> T.Compose:
     """The same view as uint8 where its pixels are bytes to the end; the model makes the same float32 of them.
 
-    A quarter of the memory that loaders share and of what is copied to a device. A view that computes with tensors
-    (random erasing) stays as it is.
+    A quarter of the memory that loaders share and of what is copied to a device. Where :class:`RandomErasing` comes
+    last, the view gives :class:`BytesToErase`. A view that computes with tensors otherwise (INPUT.RPT) stays as it is.
     """
-    if type(view.transforms[-1]) is not ToTensor:
-        return view
-    return T.Compose([*view.transforms[:-1], BytesToTensor()])
+    *steps, last = view.transforms
+    if type(last) is ToTensor:
+        return T.Compose([*steps, BytesToTensor()])
+    if type(last) is RandomErasing and steps and type(steps[-1]) is ToTensor:
+        return T.Compose([*steps[:-1], BytesToTensor(), ErasingOfBytes(last)])
+    return view
+
+
+def put_view(item: dict[str, Any], name: str, view: Tensor | BytesToErase) -> None:
+    """Put a view into a loader's item; the rectangle of :class:`BytesToErase` under a name of its own."""
+    if isinstance(view, BytesToErase):
+        item[name], item[name + RECTANGLE] = view
+    else:
+        item[name] = view
+
+
+def erase_views(batch: Mapping[str, Any], value: Tensor) -> dict[str, Any]:
+    """A batch of such items as the model sees it: rectangles filled, see :func:`erase`, and no longer there."""
+    return {
+        name: erase(entry, batch[name + RECTANGLE], value) if name + RECTANGLE in batch else entry
+        for name, entry in batch.items()
+        if not name.endswith(RECTANGLE)
+    }
 
 
 def resize_of(view: T.Compose) -> T.Resize:

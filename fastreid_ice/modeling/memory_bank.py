@@ -27,10 +27,14 @@ MEMORY_REGISTRY.__doc__ = "Subclasses of :class:`MemoryBank` by name; each is bu
 
 
 def _group_means(features: Tensor, groups: Tensor, num_groups: int) -> Tensor:
-    """(num_groups, D) mean of the rows of each group; groups (N,) int64 in [0, num_groups), none empty."""
-    sums = features.new_zeros(num_groups, features.shape[1]).index_add_(0, groups, features)
-    counts = torch.bincount(groups, minlength=num_groups).to(features.dtype)
-    return sums / counts[:, None]
+    """(num_groups, D) mean of the rows of each group; groups (N,) int64 in [0, num_groups], none empty.
+
+    The group ``num_groups`` is left out: those without a cluster are added up beside the others, as a copy of all
+    features without them would take as much memory as the features.
+    """
+    sums = features.new_zeros(num_groups + 1, features.shape[1]).index_add_(0, groups, features)
+    counts = torch.bincount(groups, minlength=num_groups + 1).to(features.dtype)
+    return sums[:num_groups] / counts[:num_groups, None]
 
 
 def cluster_centroids(features: Tensor, labels: Tensor) -> Tensor:
@@ -43,8 +47,8 @@ def cluster_centroids(features: Tensor, labels: Tensor) -> Tensor:
     Returns:
         (C, D).
     """
-    kept = labels >= 0
-    return _group_means(features[kept], labels[kept], int(labels.max()) + 1)
+    num_clusters = int(labels.max()) + 1
+    return _group_means(features, labels.where(labels >= 0, num_clusters), num_clusters)
 
 
 def camera_proxies(features: Tensor, labels: Tensor, camids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,8 +64,8 @@ def camera_proxies(features: Tensor, labels: Tensor, camids: Tensor) -> tuple[Te
     """
     kept = (labels >= 0) & (camids >= 0)
     num_clusters = int(labels.max()) + 1
-    features, labels, camids = features[kept], labels[kept], camids[kept]
-    keys, groups = torch.unique(camids * num_clusters + labels, return_inverse=True)
+    keys, of_kept = torch.unique(camids[kept] * num_clusters + labels[kept], return_inverse=True)
+    groups = torch.full_like(labels, len(keys)).masked_scatter(kept, of_kept)
     proxies = F.normalize(_group_means(features, groups, len(keys)), dim=1)
     return proxies, keys % num_clusters, keys // num_clusters
 

@@ -48,7 +48,7 @@ def _symmetric(upper: csr_array) -> csr_array:
     """Mirror an upper triangle with sorted columns, its diagonal kept."""
     images = upper.shape[0]
     indptr = np.zeros(images + 1, np.int64)
-    row = np.repeat(np.arange(images), np.diff(upper.indptr))
+    row = np.repeat(np.arange(images, dtype=np.int32), np.diff(upper.indptr))
     mirrored = np.bincount(upper.indices[upper.indices != row], minlength=images)
     np.cumsum(np.diff(upper.indptr) + mirrored, out=indptr[1:])
     indices = np.empty(indptr[-1], np.int32)

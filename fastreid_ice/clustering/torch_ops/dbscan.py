@@ -11,6 +11,7 @@ from fastreid_ice.clustering.torch_ops.sparse_rows import SparseRows
 def dbscan(graph: SparseRows, min_samples: int) -> Tensor:
     """Labels (N,) int64 on the graph's device; see :func:`fastreid_ice.clustering.dbscan`."""
     indptr, column, _ = graph
+    column = column.long()  # it is an index again and again
     images = len(indptr) - 1
     sizes = indptr[1:] - indptr[:-1]
     core = sizes >= min_samples  # (N,)

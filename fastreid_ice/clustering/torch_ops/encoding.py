@@ -11,6 +11,7 @@ from fastreid_ice.clustering.torch_ops.sparse_rows import (
     SparseRows,
     expand_ranges,
     from_keys,
+    stack_rows,
     sum_by_key,
 )
 
@@ -27,10 +28,12 @@ def k_reciprocal_encoding(
     nearest = ranks[:, : half_length(k1)]  # (N, h)
     half = reciprocal(nearest)  # (N, h) bool
     entries = ranks.shape[1] * (nearest.shape[1] + 1)
-    chunks = _chunks(images, entries, memory_budget_mb)
-    keys = torch.cat([_expanded_keys(ranks, full, nearest, half, *chunk) for chunk in chunks])  # sorted i * N + j
-    weights = softened(features, keys, images, memory_budget_mb)
-    encoding = from_keys(keys, weights, images)
+    parts = []
+    for chunk in _chunks(images, entries, memory_budget_mb):  # all that is int64 is as small as a chunk
+        keys = _expanded_keys(ranks, full, nearest, half, *chunk)  # sorted i * N + j
+        weights = softened(features, keys, chunk, memory_budget_mb)
+        parts.append(from_keys(keys, weights, images, chunk))
+    encoding = stack_rows(parts)
     return encoding if k2 == 1 else averaged(encoding, ranks[:, :k2], memory_budget_mb)
 
 
@@ -67,15 +70,16 @@ def _expanded_keys(ranks: Tensor, full: Tensor, nearest: Tensor, half: Tensor, s
     return torch.cat([own_keys, keys[present & joins[:, :, None]]]).unique()
 
 
-def softened(features: Tensor, keys: Tensor, images: int, memory_budget_mb: int) -> Tensor:
-    """Softmax of minus the squared distance over each row; exp(2 s) cannot overflow as |s| <= 1."""
+def softened(features: Tensor, keys: Tensor, rows: tuple[int, int], memory_budget_mb: int) -> Tensor:
+    """Softmax of minus the squared distance over each of these rows; exp(2 s) cannot overflow as |s| <= 1."""
+    images, (start, stop) = len(features), rows
     similarities = []
     for part in keys.split(max(1, memory_budget_mb * 2**20 // (12 * features.shape[1]))):
         similarities.append((features[part // images] * features[part % images]).sum(dim=1))
     weights = torch.cat(similarities).mul_(2).exp_()
-    sizes = torch.bincount(keys // images, minlength=images)
-    totals = torch.segment_reduce(weights, "sum", lengths=sizes)  # (N,)
-    return weights / totals[keys // images]
+    owner = keys // images - start
+    totals = torch.segment_reduce(weights, "sum", lengths=torch.bincount(owner, minlength=stop - start))
+    return weights / totals[owner]
 
 
 def averaged(encoding: SparseRows, nearest: Tensor, memory_budget_mb: int) -> SparseRows:
@@ -83,13 +87,12 @@ def averaged(encoding: SparseRows, nearest: Tensor, memory_budget_mb: int) -> Sp
     images, k2 = nearest.shape
     indptr, indices, values = encoding
     counts = (nearest >= 0).sum(dim=1)  # (N,)
-    keys, sums = [], []
+    parts = []
     largest = int((indptr[1:] - indptr[:-1]).max())
     for start, stop in _chunks(images, k2 * largest, memory_budget_mb):
         images_of_part = nearest[start:stop].flatten()
         bounds = torch.stack([indptr[images_of_part], indptr[images_of_part + 1]], dim=1)
         owner, entry = expand_ranges(bounds.masked_fill(images_of_part[:, None] < 0, 0))
-        part = sum_by_key((start + owner // k2) * images + indices[entry], values[entry])
-        keys.append(part[0])
-        sums.append(part[1] / counts[part[0] // images])
-    return from_keys(torch.cat(keys), torch.cat(sums), images)
+        keys, sums = sum_by_key((start + owner // k2) * images + indices[entry], values[entry])
+        parts.append(from_keys(keys, sums / counts[keys // images], images, (start, stop)))
+    return stack_rows(parts)

@@ -11,6 +11,10 @@ from torch import Tensor
 from fastreid_ice.clustering.float64_search import search_in_float64, sort_candidates
 from fastreid_ice.clustering.torch_ops import faiss_gpu
 
+# Images that a block of rows is multiplied with at a time. The budget buys rows: with 256 MiB these are about 500,
+# however many images there are, so that a million are read 2,000 times and not once for every 27 rows.
+COLUMNS = 65536
+
 # Candidates kept beyond k, so that rounding in the matrix product rarely leaves a row unclear.
 SPARE = 8
 TF32_SPARE = 32
@@ -21,9 +25,9 @@ def nearest_neighbors(
 ) -> tuple[Tensor, Tensor]:
     """Lists of ``length`` <= N entries of rows (start, stop); see :func:`fastreid_ice.clustering.nearest_neighbors`."""
     start, stop = rows
-    images, dimensions = features.shape
     spare = TF32_SPARE if allow_tf32 else SPARE
-    chunk = max(1, memory_budget_mb * 2**20 // (8 * images + 24 * (length + spare) * dimensions))
+    kept = min(length + spare, len(features))
+    chunk = rows_at_once(len(features), kept, memory_budget_mb)
     similarities = features.new_empty(stop - start, length)
     ranks = torch.empty(stop - start, length, dtype=torch.int64, device=features.device)
     unclear = [ranks.new_empty(0)]
@@ -31,12 +35,22 @@ def nearest_neighbors(
         for first in range(start, stop, chunk):
             last = min(first + chunk, stop)
             part = slice(first - start, last - start)
-            found = _search_chunk(features[first:last], features, length, spare, allow_tf32)
+            found = _search_chunk(features[first:last], features, length, kept, memory_budget_mb, allow_tf32)
             similarities[part], ranks[part] = found[:2]
             unclear.append(found[2] + first)
     again = torch.cat(unclear)
     similarities[again - start], ranks[again - start] = search_in_float64(features, again, length, memory_budget_mb)
     return similarities, ranks
+
+
+def rows_at_once(images: int, kept: int, memory_budget_mb: int) -> int:
+    """Rows whose products with a block of columns fit the budget, with what top-k and its merging need beside them.
+
+    Example:
+        >>> rows_at_once(1_000_000, 38, 256), rows_at_once(32_621, 38, 256)
+        (509, 1017)
+    """
+    return max(1, memory_budget_mb * 2**20 // (8 * min(COLUMNS, images) + 72 * kept))
 
 
 @contextlib.contextmanager
@@ -58,17 +72,21 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 def _search_chunk(
-    queries: Tensor, features: Tensor, length: int, spare: int, allow_tf32: bool
+    queries: Tensor, features: Tensor, length: int, kept: int, memory_budget_mb: int, allow_tf32: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(B, D), (N, D) -> similarities (B, length), ranks (B, length), indices of the rows left unclear.
 
     A row is unclear where an image outside the candidates may, within the error of the product, belong into its
     list: when many images are equally near.
     """
-    kept = min(length + spare, len(features))
     values, candidates = _largest_products(queries, features, kept, allow_tf32)  # (B, kept)
-    products = features[candidates].double().mul_(queries.double()[:, None, :])  # (B, kept, D)
-    similarities, ranks = sort_candidates(products.sum(dim=2), candidates, length)
+    similarities = values.new_empty(len(queries), length, dtype=torch.float64)
+    ranks = torch.empty_like(candidates[:, :length])
+    part = max(1, memory_budget_mb * 2**20 // (24 * kept * features.shape[1]))
+    for first in range(0, len(queries), part):
+        rows = slice(first, first + part)
+        products = features[candidates[rows]].double().mul_(queries[rows].double()[:, None, :])  # (b, kept, D)
+        similarities[rows], ranks[rows] = sort_candidates(products.sum(dim=2), candidates[rows], length)
     if kept == len(features):
         return similarities.float(), ranks, candidates.new_empty(0)
     unclear = values[:, -1] + product_error(features, allow_tf32) >= similarities[:, -1]
@@ -79,7 +97,13 @@ def _largest_products(queries: Tensor, features: Tensor, count: int, allow_tf32:
     """The largest products of each query and their images, in float32 or TF32; by faiss-gpu where it is there."""
     if not allow_tf32 and faiss_gpu.is_usable(features, count):
         return faiss_gpu.largest_products(queries, features, count)
-    values, candidates = (queries @ features.t()).topk(count, dim=1)
+    values = queries.new_empty(len(queries), 0)
+    candidates = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    for first, columns in zip(range(0, len(features), COLUMNS), features.split(COLUMNS)):
+        found, images = (queries @ columns.t()).topk(min(count, len(columns)), dim=1)
+        values, candidates = torch.cat([values, found], dim=1), torch.cat([candidates, images + first], dim=1)
+        values, order = values.topk(min(count, values.shape[1]), dim=1)  # (B, at most count), largest first
+        candidates = candidates.gather(1, order)
     return values, candidates
 
 

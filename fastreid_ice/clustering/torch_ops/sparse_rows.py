@@ -16,7 +16,7 @@ class SparseRows(NamedTuple):
 
     Attributes:
         indptr: (N + 1,) int64, where each row's entries begin.
-        indices: (E,) int64, their columns.
+        indices: (E,) int32, their columns (int64 from 2^31 images on).
         values: (E,) float32.
     """
 
@@ -25,10 +25,34 @@ class SparseRows(NamedTuple):
     values: Tensor
 
 
-def from_keys(keys: Tensor, values: Tensor, images: int) -> SparseRows:
-    """Sorted keys i * N + j (E,) int64 and their values (E,) float32 -> SparseRows."""
-    sizes = torch.bincount(keys // images, minlength=images)
-    return SparseRows(torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]), keys % images, values)
+def index_type(count: int) -> torch.dtype:
+    """The smallest type in which 0..count are numbers; half the memory of int64 nearly always.
+
+    Example:
+        >>> index_type(1_000_000), index_type(2**31)
+        (torch.int32, torch.int64)
+    """
+    return torch.int32 if count < 2**31 else torch.int64
+
+
+def from_keys(keys: Tensor, values: Tensor, images: int, rows: tuple[int, int] | None = None) -> SparseRows:
+    """Sorted keys i * N + j (E,) int64 and their values (E,) float32 -> the rows (start, stop), default all."""
+    start, stop = rows if rows is not None else (0, images)
+    sizes = torch.bincount(keys // images - start, minlength=stop - start)
+    return SparseRows(_begins(sizes), (keys % images).to(index_type(images)), values)
+
+
+def stack_rows(parts: list[SparseRows]) -> SparseRows:
+    """Join consecutive rows; ``parts`` is left empty, so that each goes as soon as it is copied."""
+    sizes = torch.cat([part.indptr[1:] - part.indptr[:-1] for part in parts])
+    indices = torch.cat([part.indices for part in parts])
+    values = [part.values for part in parts]
+    parts.clear()
+    return SparseRows(_begins(sizes), indices, torch.cat(values))
+
+
+def _begins(sizes: Tensor) -> Tensor:
+    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
 
 
 def expand_ranges(bounds: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,6 +93,7 @@ class ClusteringHook(HookBase):
         self.trainer.storage.iter = self.trainer.iter  # else fastreid files the scalars under the epoch before
         if self.labels is None or epoch % self.cfg.CLUSTERING.PERIOD == 0:
             self._cluster()
+            _return_cached_memory(unwrap(self.trainer.model).device)
         seed_all_rng(derive_seed(self.state.seed, epoch, GLOBAL, comm.get_rank()))
         unwrap(self.trainer.model).seed_shuffle(derive_seed(self.state.seed, epoch, SHUFFLE))
         seed = derive_seed(self.state.seed, epoch, LOADER)
@@ -162,6 +163,16 @@ class ClusteringHook(HookBase):
             stages,
             said,
         )
+
+
+def _return_cached_memory(device: torch.device) -> None:
+    """Give what features and clustering took back to a GPU.
+
+    torch would keep it, and cut what the training allocates from it, so that the next epoch's features, one piece of
+    gigabytes, might find no room.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def write_clusters(path: Path, images: TrainingImages, labels: Tensor) -> None:
