@@ -88,6 +88,7 @@ class TestTwoEpochs:
         rows = records(folder)
         assert best["metric"] == max(row["metric"] for row in rows[1:]) == trainer.run_state.best_metric
         state = {"seed": 1, "best_metric": best["metric"], "best_epoch": best["epoch"]}
+        assert len(best["ice"].pop("labels")) == len(trainer.clustering.labels)
         assert best["ice"] == state
         assert any(name.startswith("momentum_encoder.") and "running_mean" in name for name in best["model"])
 

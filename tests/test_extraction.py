@@ -80,7 +80,11 @@ def test_the_memory_of_a_clustering_goes_back_to_a_gpu_before_training(monkeypat
     monkeypatch.setattr(clustering, "unwrap", lambda model: model)
     monkeypatch.setattr(clustering, "seed_all_rng", _begin)
     hook = object.__new__(clustering.ClusteringHook)
-    hook.cfg, hook.seed, hook.labels = SimpleNamespace(CLUSTERING=SimpleNamespace(PERIOD=1)), 0, None
+    hook.cfg, hook.state, hook.labels = (
+        SimpleNamespace(CLUSTERING=SimpleNamespace(PERIOD=1)),
+        SimpleNamespace(seed=0),
+        None,
+    )
     model = SimpleNamespace(device=torch.device(device))
     hook.trainer = SimpleNamespace(epoch=0, iter=0, storage=SimpleNamespace(), model=model)
     with pytest.raises(_BegunError):
