@@ -20,6 +20,7 @@ from fastreid_ice.model_zoo import config_files
 from fastreid_ice.report.grid import (
     Runner,
     State,
+    check_options,
     claim,
     expand,
     parse_axes,
@@ -53,10 +54,7 @@ def grid(args: argparse.Namespace, runner: Runner | None = None) -> list[State]:
     """
     if not Path(args.config_file).is_file() and args.config_file not in config_files():
         raise FileNotFoundError(f"--config-file {args.config_file}: there is no such file")
-    if len(args.opts) % 2:
-        raise ValueError(f"The options behind -- are {' '.join(args.opts)}: they must be KEY VALUE pairs")
-    if taken := {"SEED", "OUTPUT_DIR"} & set(args.opts[::2]):
-        raise ValueError(f"{min(taken)} cannot be among the options: --seeds and --output set it")
+    check_options(args.opts)
     axes, seeds = read_grid(args.grid_file) if args.grid_file else ({}, [])
     axes = {**axes, **parse_axes(args.grid)}
     if twice := set(axes) & set(args.opts[::2]):

@@ -20,7 +20,16 @@ from fastreid_ice.config_files import load_config
 from fastreid_ice.errors import closest, told_in_one_line
 from fastreid_ice.model_zoo import get_config_file
 from fastreid_ice.modeling.arithmetic import training_flops
-from fastreid_ice.report.grid import GridRun, Runner, claim, expand, run_grid, state_of, subprocess_runner
+from fastreid_ice.report.grid import (
+    GridRun,
+    Runner,
+    check_options,
+    claim,
+    expand,
+    run_grid,
+    state_of,
+    subprocess_runner,
+)
 from fastreid_ice.report.reproduction import Comparison, compare, comparison_table
 
 # Config, the method's name in published.yml, the test set, and the images of its training and test.
@@ -115,10 +124,7 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"--configs {name}: nothing was published for it{closest(name, REPRODUCIBLE)}; choose {known}"
             )
-    if len(args.opts) % 2:
-        raise ValueError(f"The options behind -- are {' '.join(args.opts)}: they must be KEY VALUE pairs")
-    if taken := {"SEED", "OUTPUT_DIR"} & set(args.opts[::2]):
-        raise ValueError(f"{min(taken)} cannot be among the options: --seeds and --output set it")
+    check_options(args.opts)
     if args.tolerance < 0:
         raise ValueError(f"--tolerance is {args.tolerance:g}; it must be at least 0")
     if args.tflops <= 0 or args.num_gpus < 1:

@@ -258,6 +258,14 @@ def subprocess_runner(command: Sequence[str], opts: Sequence[str] = ()) -> Runne
     return train
 
 
+def check_options(opts: Sequence[str]) -> None:
+    """Raise ValueError unless the options of all runs are KEY VALUE pairs without the keys that a run has of its own."""
+    if len(opts) % 2:
+        raise ValueError(f"The options behind -- are {' '.join(opts)}: they must be KEY VALUE pairs")
+    if taken := set(_OWN_KEYS) & set(opts[::2]):
+        raise ValueError(f"{min(taken)} cannot be among the options: --seeds and --output set it")
+
+
 def claim(output: str | os.PathLike, settings: Mapping[str, Any]) -> None:
     """Note in ``grid.json`` what all runs of a folder share, so that no later grid takes them for its own.
 
