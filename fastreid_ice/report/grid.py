@@ -259,7 +259,7 @@ def subprocess_runner(command: Sequence[str], opts: Sequence[str] = ()) -> Runne
 
 
 def check_options(opts: Sequence[str]) -> None:
-    """Raise ValueError unless the options of all runs are KEY VALUE pairs without the keys that a run has of its own."""
+    """Raise ValueError unless these are KEY VALUE pairs without the keys that each run has of its own."""
     if len(opts) % 2:
         raise ValueError(f"The options behind -- are {' '.join(opts)}: they must be KEY VALUE pairs")
     if taken := set(_OWN_KEYS) & set(opts[::2]):
