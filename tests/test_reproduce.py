@@ -68,6 +68,15 @@ def test_it_goes_on_where_it_was_stopped(tmp_path, capsys):
     assert "use another --output" in capsys.readouterr().err
 
 
+def test_a_failed_run_is_told_though_the_others_reach_the_number(tmp_path, capsys):
+    def train(run: GridRun, resume: bool) -> str:
+        return "exit code 1, CUDA out of memory" if run.seed == 2 else trained(90.0, 95.0)(run, resume)
+
+    with pytest.raises(SystemExit, match="^1 of 2 runs failed:\nSEED-2  failed: exit code 1, CUDA out of memory"):
+        main(["--configs", "market", "--seeds", "1", "2", "--output", str(tmp_path)], train)
+    assert "| 90.0 / 95.0 | 1 | reproduced |" in capsys.readouterr().out
+
+
 def test_the_plan_is_commands_and_hours(tmp_path, capsys):
     main(
         ["--configs", "market", "--plan", "--seeds", "1", "2", "--num-gpus", "4", "--output", "there", "--tflops", "20"]

@@ -63,16 +63,22 @@ def grid(args: argparse.Namespace, runner: Runner | None = None) -> list[State]:
     if args.status:
         states = [state_of(run) for run in runs]
         for state in states:
-            _say(state.line())
+            say(state.line())
         return states
     claim(args.output, {"config file": args.config_file, "options": args.opts})
     if runner is None:
-        train = [sys.executable, "-m", "fastreid_ice.cli.train", "--config-file", args.config_file]
-        runner = subprocess_runner([*train, "--num-gpus", str(args.num_gpus)], args.opts)
-    return run_grid(runs, runner, _say)
+        runner = training_runner(args.config_file, args.num_gpus, args.opts)
+    return run_grid(runs, runner, say)
 
 
-def _say(line: str) -> None:
+def training_runner(config_file: str, num_gpus: int, opts: Sequence[str]) -> Runner:
+    """A runner that trains with this package's program, in a process of its own."""
+    train = [sys.executable, "-m", "fastreid_ice.cli.train", "--config-file", config_file]
+    return subprocess_runner([*train, "--num-gpus", str(num_gpus)], opts)
+
+
+def say(line: str) -> None:
+    """Print a line at once, so that it is seen while a training runs."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 

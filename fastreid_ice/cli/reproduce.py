@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastreid_ice.cli.grid import say, training_runner
 from fastreid_ice.config_files import load_config
 from fastreid_ice.errors import closest, told_in_one_line
 from fastreid_ice.model_zoo import get_config_file
@@ -23,12 +24,12 @@ from fastreid_ice.modeling.arithmetic import training_flops
 from fastreid_ice.report.grid import (
     GridRun,
     Runner,
+    State,
     check_options,
     claim,
     expand,
     run_grid,
     state_of,
-    subprocess_runner,
 )
 from fastreid_ice.report.reproduction import Comparison, compare, comparison_table
 
@@ -65,27 +66,28 @@ def parser() -> argparse.ArgumentParser:
     return built
 
 
-def reproduce(args: argparse.Namespace, runner: Runner | None = None) -> list[Comparison]:
-    """Train what is not finished, and compare.
+def reproduce(args: argparse.Namespace, runner: Runner | None = None) -> tuple[list[Comparison], list[State]]:
+    """Train what is not finished, and compare; also, how the runs stand.
 
     Raises:
         ValueError, FileNotFoundError: arguments that cannot be.
     """
     _check(args)
-    comparisons = []
+    comparisons, all_states = [], []
     for name in args.configs:
         runs = expand({}, args.seeds, Path(args.output) / name)
-        if not args.check:
-            config = get_config_file(f"ICE/{name}.yml")
+        if args.check:
+            states = [state_of(run) for run in runs]
+        else:
             claim(runs[0].folder.parent, {"config file": f"ICE/{name}.yml", "options": args.opts})
-            train = [sys.executable, "-m", "fastreid_ice.cli.train", "--config-file", config]
-            train += ["--num-gpus", str(args.num_gpus)]
-            _say(name)
-            run_grid(runs, runner or subprocess_runner(train, args.opts), _say)
-        finished = [run.folder for run in runs if state_of(run).state == "finished"]
+            say(name)
+            trained_by = runner or training_runner(get_config_file(f"ICE/{name}.yml"), args.num_gpus, args.opts)
+            states = run_grid(runs, trained_by, say)
+        finished = [state.run.folder for state in states if state.state == "finished"]
         method, dataset = REPRODUCIBLE[name][:2]
         comparisons.append(compare(method, dataset, finished, args.tolerance))
-    return comparisons
+        all_states += states
+    return comparisons, all_states
 
 
 def plan(args: argparse.Namespace) -> str:
@@ -131,19 +133,19 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--tflops is {args.tflops:g} and --num-gpus {args.num_gpus}; they must be above 0")
 
 
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
 def main(argv: Sequence[str] | None = None, runner: Runner | None = None) -> None:
     args = parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with told_in_one_line(args.debug):
         if args.plan:
-            _say(plan(args))
+            say(plan(args))
             return
-        comparisons = reproduce(args, runner)
-    _say("\n" + comparison_table(comparisons))
+        comparisons, states = reproduce(args, runner)
+    say("\n" + comparison_table(comparisons))
+    problems = []
     if short := [row for row in comparisons if row.verdict != "reproduced"]:
-        sys.exit(f"{len(short)} of {len(comparisons)} rows are not reproduced")
+        problems.append(f"{len(short)} of {len(comparisons)} rows are not reproduced")
+    if failed := [state for state in states if state.state == "failed"]:
+        problems += [f"{len(failed)} of {len(states)} runs failed:", *(state.line() for state in failed)]
+    if problems:
+        sys.exit("\n".join(problems))
