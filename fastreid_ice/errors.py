@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -46,6 +47,17 @@ def closest(name: str, choices: Iterable[str]) -> str:
     """
     found = difflib.get_close_matches(name, list(choices), n=1)
     return f" (did you mean {found[0]}?)" if found else ""
+
+
+def missing_packages(names: Iterable[str]) -> str:
+    """Which of these cannot be imported and the command that installs them; "" where all can.
+
+    Example:
+        >>> missing_packages(["json"]), missing_packages(["json", "no_such_package"])
+        ('', 'no_such_package: pip install no_such_package')
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    return f"{', '.join(missing)}: pip install {' '.join(missing)}" if missing else ""
 
 
 def registered_names(registry: Any) -> list[str]:

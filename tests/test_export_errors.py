@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from fastreid_ice.cli.export import main
-from fastreid_ice.export import comparison, packages
+from fastreid_ice.export import comparison
 from tests.exported_runs import untrained_run
 
 pytestmark = pytest.mark.usefixtures("tiny_dataset")
@@ -112,8 +113,8 @@ def test_stock_fastreid_has_no_backbone_of_ones_own(tmp_path, capsys):
     [("onnx", "onnxruntime"), ("safetensors", "safetensors")],
 )
 def test_a_missing_package_is_named_with_the_command(run, tmp_path, capsys, monkeypatch, file_format, missing):
-    find = packages.importlib.util.find_spec
-    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None if name == missing else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name))
     line = refused(capsys, tmp_path / "out", run, "--format", file_format)
     assert line.endswith(f"--format {file_format} needs {missing}: pip install {missing}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import copy
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +16,8 @@ import torch
 from fastreid.config import CfgNode
 from torch import Tensor, nn
 
-from fastreid_ice.modeling.folding import TOLERANCE, fold_encoder
+from fastreid_ice.errors import missing_packages
+from fastreid_ice.modeling.folding import TOLERANCE, fold_encoder, relative_difference
 from fastreid_ice.modeling.meta_arch import ICE
 from fastreid_ice.modeling.onnx_graph import DEFAULT_OPSET, INPUT, OUTPUT, write_onnx
 
@@ -59,11 +60,8 @@ def check_engine(cfg: CfgNode) -> None:
         raise ValueError(f"TEST.ENGINE is onnxruntime, which runs on the CPU, but MODEL.DEVICE is {cfg.MODEL.DEVICE}")
     if cfg.TEST.AMP:
         raise ValueError("TEST.ENGINE is onnxruntime, which computes in float32, but TEST.AMP is True")
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(
-            f"TEST.ENGINE is onnxruntime, which needs {', '.join(missing)}: pip install {' '.join(missing)}"
-        )
+    if missing := missing_packages(_PACKAGES):
+        raise ValueError(f"TEST.ENGINE is onnxruntime, which needs {missing}")
 
 
 class _FastEncoder:
@@ -87,7 +85,7 @@ def _build(encoder: nn.Module, examples: Tensor, engine: str) -> Encode:
         session = _session(folded, examples)
         with torch.no_grad():
             expected = encoder(examples)
-        difference = float((session(examples) - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+        difference = relative_difference(session(examples), expected)
         if difference <= TOLERANCE:
             return session
         logger.warning("onnxruntime is not used: its embeddings would differ by %.1e", difference)
@@ -95,7 +93,7 @@ def _build(encoder: nn.Module, examples: Tensor, engine: str) -> Encode:
 
 
 def _session(encoder: nn.Module, examples: Tensor) -> Encode:
-    """The encoder in onnxruntime, with as many threads as torch has."""
+    """The encoder, which is not changed, in onnxruntime with as many threads as torch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -104,6 +102,7 @@ def _session(encoder: nn.Module, examples: Tensor) -> Encode:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the loader's workers need the cores
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "encoder.onnx"
-        write_onnx(encoder.to(memory_format=torch.contiguous_format), examples.contiguous(), path, DEFAULT_OPSET, False)
+        plain = copy.deepcopy(encoder).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        write_onnx(plain, examples.contiguous(), path, DEFAULT_OPSET, False)
         session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.contiguous().numpy()})[0])

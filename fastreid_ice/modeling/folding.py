@@ -37,12 +37,17 @@ def fold_encoder(encoder: nn.Module, images: Tensor) -> nn.Module:
             _fold(folded, convolution, normalisation)
         folded = folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         found = folded(images.contiguous(memory_format=torch.channels_last))
-    difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+    difference = relative_difference(found, expected)
     if not difference <= TOLERANCE:
         logger.warning("The encoder cannot be folded: its embeddings would differ by %.1e", difference)
         return encoder
     logger.debug("Folded %d normalisations; the embeddings differ by %.1e", len(pairs), difference)
     return folded
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference of two tensors of one shape, as a share of the largest value expected."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
 
 
 def _pairs(encoder: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, _BatchNorm]]:

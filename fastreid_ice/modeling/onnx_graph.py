@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import logging
 import warnings
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fastreid_ice.errors import missing_packages
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +45,8 @@ def write_onnx(model: nn.Module, example: Tensor, path: Path, opset: int, dynami
         logger.info("torch's ONNX exporter by tracing failed (%s): trying the one by torch.export", error)
     if "dynamo" not in inspect.signature(torch.onnx.export).parameters:
         raise RuntimeError(f"torch {torch.__version__} cannot export this model to ONNX: {by_tracing}") from by_tracing
-    if importlib.util.find_spec("onnxscript") is None:
-        raise RuntimeError("torch's newer ONNX exporter needs onnxscript: pip install onnxscript") from by_tracing
+    if missing := missing_packages(["onnxscript"]):
+        raise RuntimeError(f"torch's newer ONNX exporter needs {missing}") from by_tracing
     try:
         _export(model, example, path, max(opset, 18), dynamic_size, dynamo=True)
     except Exception as error:
