@@ -10,6 +10,7 @@ import torch
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
+from fastreid_ice.clustering.ca_jaccard import NAME as CA_JACCARD
 from fastreid_ice.clustering.config import ClusteringConfig
 from fastreid_ice.clustering.prepare import prepare_features
 from fastreid_ice.clustering.quality import agreement, summarize
@@ -87,9 +88,9 @@ def sweep(
         ValueError: no value, or one out of range; or a method with other distances.
     """
     config = config or ClusteringConfig()
-    if config.method == "ca_jaccard_dbscan":
+    if config.method == CA_JACCARD:
         raise ValueError(
-            "CLUSTERING.METHOD is 'ca_jaccard_dbscan', but the sweep tries the distances of jaccard_dbscan only, whose "
+            f"CLUSTERING.METHOD is {CA_JACCARD!r}, but the sweep tries the distances of jaccard_dbscan only, whose "
             "best eps is another; set CLUSTERING.METHOD jaccard_dbscan to sweep those."
         )
     eps, min_samples = sorted(set(eps)), sorted(set(min_samples))

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fastreid_ice.clustering.definitions import GRID
 
-# Images that some rows are compared with at a time, so that the memory budget buys rows however many images there are.
+# Images that some rows are compared with at a time, so that the memory budget buys rows: in float32 256 MiB are about
+# 500, however many images there are, and a million images are read 2,000 times and not once for every 27 rows.
 COLUMNS = 65536
 
 

@@ -37,9 +37,7 @@ def summarize(labels: Tensor, identities: Tensor | None = None) -> dict[str, flo
         "largest_cluster": int(sizes.max()),
     }
     if identities is not None:
-        singletons = labels.clone()
-        singletons[outliers] = num_clusters + torch.arange(int(outliers.sum()))
-        truth, found = identities.cpu().numpy(), singletons.numpy()
+        truth, found = identities.cpu().numpy(), _alone(labels.numpy())
         summary["nmi"] = float(normalized_mutual_info_score(truth, found))
         summary["ari"] = float(adjusted_rand_score(truth, found))
     return summary

@@ -39,7 +39,8 @@ def _backend_of(matrix: csr_array | SparseRows) -> ModuleType:
 
 def for_backend(encoding: SparseRows, backend: str) -> csr_array | SparseRows:
     """A sparse matrix in the kind of the backend that is to compute with it: "numba", "torch" or "auto"."""
-    if _backend(backend, encoding.values.device).__name__.endswith("torch_ops"):
+    device = encoding.values.device
+    if _backend(backend, device) is _backend("torch", device):
         return encoding
     from scipy.sparse import csr_array
 

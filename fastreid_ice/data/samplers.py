@@ -84,8 +84,8 @@ class IdentityCameraSampler(Sampler):
         self.seed = seed
         share = batch_size // world_size
         self.share = slice(rank * share, (rank + 1) * share)
-        self.clusters = _images_of_clusters(labels.cpu().numpy())
-        self.outliers = np.flatnonzero(labels.cpu().numpy() < 0)
+        known = labels.cpu().numpy()
+        self.clusters, self.outliers = _images_of_clusters(known), np.flatnonzero(known < 0)
         self.outlier_slots = outlier_slots(len(self.clusters), len(self.outliers), num_instances, outlier_share)
         self.camids = camids.cpu().numpy()
         needed = batch_size // num_instances

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastreid_ice.losses.proxies import AVERAGES, check_choice, check_proxies, check_sizes, images_averaged_over
+from fastreid_ice.losses.proxies import AVERAGES, batch_average, check_choice, check_proxies, check_sizes
 
 
 def intra_camera_loss(
@@ -56,7 +56,7 @@ def intra_camera_loss(
     compared = same_camera | (camids < 0)[:, None]
     log_partition = logits.masked_fill(~compared, float("-inf")).logsumexp(dim=1)  # (N,)
     losses = torch.where(camids >= 0, log_partition - logits.masked_fill(~own, 0).sum(dim=1), 0)
-    return (losses / images_averaged_over(camids, camids if batch_camids is None else batch_camids, average)).sum()
+    return batch_average(losses, camids, batch_camids, average)
 
 
 def online_association_loss(
@@ -127,7 +127,7 @@ def online_association_loss(
     )  # (N, K + M)
     mean = positive_logits.masked_fill(~is_positive, 0).sum(dim=1) / is_positive.sum(dim=1)
     losses = torch.where(camids >= 0, candidates.logsumexp(dim=1) - mean, 0)
-    return (losses / images_averaged_over(camids, camids if batch_camids is None else batch_camids, average)).sum()
+    return batch_average(losses, camids, batch_camids, average)
 
 
 def _best_of_cameras(ranking: Tensor, cameras: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastreid_ice.losses.proxies import AVERAGES, check_choice, check_proxies, check_sizes, images_averaged_over
+from fastreid_ice.losses.proxies import AVERAGES, batch_average, check_choice, check_proxies, check_sizes
 
 
 def cross_camera_loss(
@@ -78,8 +78,7 @@ def cross_camera_loss(
     if not pad_with_positives:
         negatives = negatives.masked_fill(own_cluster.gather(1, hardest), float("-inf"))
     losses = _contrast(logits, positive, negatives, denominator)  # (N,)
-    batch_camids = camids if batch_camids is None else batch_camids
-    return (losses / images_averaged_over(camids, batch_camids, average)).sum()
+    return batch_average(losses, camids, batch_camids, average)
 
 
 def _contrast(logits: Tensor, positive: Tensor, negatives: Tensor, denominator: str) -> Tensor:

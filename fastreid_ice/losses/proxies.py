@@ -1,4 +1,4 @@
-"""What the losses on camera proxies share: checks of their input, and whom they average over."""
+"""What the losses on camera proxies share: checks of their input, and how they average."""
 
 from __future__ import annotations
 
@@ -50,14 +50,21 @@ def check_choice(group: str, key: str, value: str, choices: tuple[str, ...]) -> 
         raise ValueError(f"MODEL.LOSSES.{group}.{key} is {value!r}; choose one of {', '.join(choices)}")
 
 
-def images_averaged_over(camids: Tensor, batch_camids: Tensor, average: str) -> Tensor:
-    """(N,) number of images of the whole batch among which each query's loss is averaged.
+def batch_average(losses: Tensor, camids: Tensor, batch_camids: Tensor | None, average: str) -> Tensor:
+    """This process's share of the average over the whole batch: the shares add up to it.
 
     Args:
+        losses: (N,) of the queries, 0 for an image that is left out.
         camids: (N,) int64 cameras, -1 for an image that is left out.
-        batch_camids: (B,) int64, of the whole batch.
-        average: "camera": those of the image's camera; "image": all that are not left out.
+        batch_camids: (B,) int64, of the whole batch; None: of these queries.
+        average: "camera": the mean per camera, summed over the cameras; "image": the mean of all that are not left out.
+
+    Returns:
+        Scalar.
     """
+    batch_camids = camids if batch_camids is None else batch_camids
     if average == "image":
-        return (batch_camids >= 0).sum().clamp(min=1).expand_as(camids)
-    return (camids[:, None] == batch_camids[None, :]).sum(dim=1)
+        images = (batch_camids >= 0).sum().clamp(min=1).expand_as(camids)
+    else:
+        images = (camids[:, None] == batch_camids[None, :]).sum(dim=1)
+    return (losses / images).sum()

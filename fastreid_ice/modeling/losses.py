@@ -104,33 +104,6 @@ class HardMeanLoss:
         return self.hard * hard + self.mean * mean
 
 
-@LOSS_REGISTRY.register()
-class CrossCameraLoss:
-    """Contrast with camera proxies, see :func:`fastreid_ice.losses.cross_camera_loss`."""
-
-    uses_keys = False
-
-    def __init__(self, cfg: CfgNode):
-        node = cfg.CROSS_CAMERA
-        self.scale = _at_least(node, "CROSS_CAMERA", "SCALE", 0)
-        _at_least(node, "CROSS_CAMERA", "TEMPERATURE", 0, above=True)
-        _at_least(node, "CROSS_CAMERA", "NUM_NEGATIVES", 0)
-        for key, choices in CROSS_CAMERA_CHOICES.items():
-            check_choice("CROSS_CAMERA", key, node[key], choices)
-        self.parameters = {key.lower(): value for key, value in node.items() if key != "SCALE"}
-
-    def __call__(self, step: StepFeatures, memory: MemoryBank) -> Tensor:
-        share = cross_camera_loss(
-            step.query,
-            step.labels,
-            step.camids,
-            *memory.proxies_of(step.is_source),
-            batch_camids=step.key_camids,
-            **self.parameters,
-        )
-        return self.scale * step.num_processes * share
-
-
 class _ProxyLoss:
     """A loss on camera proxies whose parameters are the keys of ``MODEL.LOSSES.<group>``."""
 
@@ -155,6 +128,20 @@ class _ProxyLoss:
             **self.parameters,
         )
         return self.scale * step.num_processes * share
+
+
+@LOSS_REGISTRY.register()
+class CrossCameraLoss(_ProxyLoss):
+    """Contrast with camera proxies, see :func:`fastreid_ice.losses.cross_camera_loss`."""
+
+    group = "CROSS_CAMERA"
+    function = cross_camera_loss
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__(cfg)
+        _at_least(cfg.CROSS_CAMERA, self.group, "NUM_NEGATIVES", 0)
+        for key, choices in CROSS_CAMERA_CHOICES.items():
+            check_choice(self.group, key, cfg.CROSS_CAMERA[key], choices)
 
 
 @LOSS_REGISTRY.register()

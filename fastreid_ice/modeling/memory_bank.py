@@ -208,7 +208,7 @@ class MomentumMemory(MemoryBank):
             raise ValueError(
                 f"MODEL.ICE.MOMENTUM_MEMORY.FEATURES is {node.FEATURES!r}; choose one of {', '.join(FEATURES)}"
             )
-        self.momentum, self.choice, self.source = node.MOMENTUM, node.UPDATE, node.FEATURES
+        self.momentum, self.choice, self.moved_by = node.MOMENTUM, node.UPDATE, node.FEATURES
         self.uses_keys = node.FEATURES == "keys"
         self._instances = False  # whether outliers are classes of their own, without proxies
 
@@ -219,7 +219,7 @@ class MomentumMemory(MemoryBank):
 
     @torch.no_grad()
     def update(self, step: StepFeatures) -> None:
-        images = F.normalize(step.all_queries() if self.source == "queries" else step.keys, dim=1)
+        images = F.normalize(step.all_queries() if self.moved_by == "queries" else step.keys, dim=1)
         self._move_clusters(step.key_labels, images)
         labels, camids = step.key_labels, step.key_camids
         if self._instances:  # some images have no proxy to move; only then is the device asked which
@@ -272,11 +272,9 @@ class HardMeanMemory(MomentumMemory):
 
     def source_rows(self) -> dict[str, Tensor]:
         rows = super().source_rows()
-        return (
-            rows
-            if self.source_begins is None
-            else {**rows, "hard": self.hard_centroids[self.source_begins[0] :].clone()}
-        )
+        if self.source_begins is not None:
+            rows["hard"] = self.hard_centroids[self.source_begins[0] :].clone()
+        return rows
 
     def append_source(self, rows: Mapping[str, Tensor]) -> None:
         super().append_source(rows)

@@ -8,12 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fastreid_ice.clustering.float64_search import search_in_float64, sort_candidates
+from fastreid_ice.clustering.float64_search import COLUMNS, search_in_float64, sort_candidates
 from fastreid_ice.clustering.torch_ops import faiss_gpu
-
-# Images that a block of rows is multiplied with at a time. The budget buys rows: with 256 MiB these are about 500,
-# however many images there are, so that a million are read 2,000 times and not once for every 27 rows.
-COLUMNS = 65536
 
 # Candidates kept beyond k, so that rounding in the matrix product rarely leaves a row unclear.
 SPARE = 8

@@ -124,6 +124,7 @@ class ClusteringHook(HookBase):
             seed = derive_seed(self.state.seed, self.trainer.epoch, SOURCE)
             self._source_labels = self.source.rebuild(features, labels, camids, seed)
         self._report(result, extraction, time.perf_counter() - start)
+        self.state.labels = result.labels.int()
         if comm.is_main_process():
             write_clusters(Path(self.cfg.OUTPUT_DIR) / CLUSTERS_FILE, self.images, result.labels)
 
@@ -141,7 +142,6 @@ class ClusteringHook(HookBase):
         scalars = summarize(result.labels, self.images.identities)
         if self.state.labels is not None and len(self.state.labels) == len(result.labels):
             scalars["stability"] = agreement(self.state.labels.numpy(), result.labels.numpy())
-        self.state.labels = result.labels.int()
         scalars["seconds_features"] = extraction
         scalars.update({f"seconds_{stage}": seconds for stage, seconds in result.seconds.items()})
         scalars.update({f"process_peak_mb_{stage}": memory for stage, memory in result.process_peak_mb.items()})
