@@ -17,7 +17,7 @@ OLDEST = {
 }
 NEWEST = "newest"
 
-nox.options.default_venv_backend = "venv"
+nox.options.default_venv_backend = "uv|venv"  # pip took over half an hour to resolve torch 2.3 with the extras
 
 
 @nox.session

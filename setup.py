@@ -21,7 +21,7 @@ setup(
     packages=[*find_packages(include=["fastreid_ice", "fastreid_ice.*"]), "fastreid_ice.configs"],
     package_dir={"fastreid_ice.configs": "configs"},
     package_data={
-        "fastreid_ice.configs": ["ICE/*.yml", "ICE/recipes/*.yml"],
+        "fastreid_ice.configs": ["ICE/*.yml", "ICE/recipes/*.yml", "ICE/grids/*.yml"],
         "fastreid_ice.report": ["*.yml", "*.html", "*.css", "*.js"],
     },
     entry_points={"console_scripts": ["fastreid-ice = fastreid_ice.cli.main:main"]},

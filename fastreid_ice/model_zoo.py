@@ -1,4 +1,4 @@
-"""The configs that come with the package, wherever it is installed."""
+"""The configs and grids that come with the package, wherever it is installed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from pathlib import Path
 from fastreid_ice.errors import closest
 
 _PACKAGE = Path(__file__).resolve().parent
+_GRIDS = "grids"
 # In a wheel they lie inside the package, in a checkout beside it.
 _FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 
 def config_files() -> list[str]:
     """Names of all configs, such as "ICE/market.yml", sorted."""
-    folder = _folder()
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yml"))
+    return [name for name in _names() if name.split("/")[1] != _GRIDS]
+
+
+def grid_files() -> list[str]:
+    """Names of all files for ``tools/run_grid.py --grid-file``, such as "ICE/grids/losses.yml", sorted."""
+    return [name for name in _names() if name.split("/")[1] == _GRIDS]
 
 
 def get_config_file(name: str) -> str:
@@ -30,11 +35,23 @@ def get_config_file(name: str) -> str:
         >>> Path(get_config_file("ICE/market.yml")).name
         'market.yml'
     """
-    path = _folder() / name
-    if name not in config_files():
-        names = config_files()
-        raise FileNotFoundError(f"There is no config {name!r}{closest(name, names)}; there are {', '.join(names)}")
-    return str(path)
+    return _find("config", name, config_files())
+
+
+def get_grid_file(name: str) -> str:
+    """The path of a grid, as :func:`get_config_file` for a name such as "ICE/grids/losses.yml"."""
+    return _find("grid", name, grid_files())
+
+
+def _find(kind: str, name: str, names: list[str]) -> str:
+    if name not in names:
+        raise FileNotFoundError(f"There is no {kind} {name!r}{closest(name, names)}; there are {', '.join(names)}")
+    return str(_folder() / name)
+
+
+def _names() -> list[str]:
+    folder = _folder()
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yml"))
 
 
 def _folder() -> Path:

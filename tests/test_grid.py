@@ -9,10 +9,13 @@ import sys
 import pytest
 
 from fastreid_ice.cli.grid import main as program
+from fastreid_ice.config_files import load_config
+from fastreid_ice.model_zoo import config_files, grid_files
 from fastreid_ice.report.grid import (
     GridRun,
     claim,
     expand,
+    expand_rows,
     parse_axes,
     read_grid,
     run_grid,
@@ -57,7 +60,7 @@ def test_every_combination_and_the_seeds_of_one_setting_in_a_row(tmp_path):
     axes = parse_axes(
         ["CLUSTERING.EPS=0.5,0.55", "MODEL.LOSSES.NAME=('AgnosticLoss',);('AgnosticLoss','HardInstanceLoss')"]
     )
-    runs = expand(axes, [1, 2], tmp_path)
+    runs = expand(axes, [1, 2], tmp_path, CONFIG)
     assert [run.name for run in runs][:4] == [
         "EPS-0.5_LOSSES.NAME-AgnosticLoss_SEED-1",
         "EPS-0.5_LOSSES.NAME-AgnosticLoss_SEED-2",
@@ -75,26 +78,78 @@ def test_every_combination_and_the_seeds_of_one_setting_in_a_row(tmp_path):
         "OUTPUT_DIR",
         str(tmp_path / "EPS-0.5_LOSSES.NAME-AgnosticLoss+HardInstanceLoss_SEED-2"),
     ]
-    assert [run.name for run in expand({}, [7], tmp_path)] == ["SEED-7"]
+    assert [run.name for run in expand({}, [7], tmp_path, CONFIG)] == ["SEED-7"]
 
 
 def test_long_names_are_cut_and_stay_apart(tmp_path):
-    runs = expand({"A.B": ["x" * 300 + "1", "x" * 300 + "2"]}, [1], tmp_path)
+    runs = expand({"A.B": ["x" * 300 + "1", "x" * 300 + "2"]}, [1], tmp_path, CONFIG)
     assert len({run.name for run in runs}) == 2 and all(len(run.name) < 200 for run in runs)
 
 
 def test_a_yaml_file_says_the_same(tmp_path):
     path = tmp_path / "grid.yml"
     path.write_text("grid:\n  CLUSTERING.EPS: [0.5, 0.55]\n  MODEL.LOSSES.NAME: [[A], [A, B]]\nseeds: [1, 2]\n")
-    axes, seeds = read_grid(path)
-    assert axes == {"CLUSTERING.EPS": ["0.5", "0.55"], "MODEL.LOSSES.NAME": ["('A',)", "('A', 'B')"]} and seeds == [
-        1,
-        2,
-    ]
+    file = read_grid(path)
+    assert file.axes == {"CLUSTERING.EPS": ["0.5", "0.55"], "MODEL.LOSSES.NAME": ["('A',)", "('A', 'B')"]}
+    assert file.seeds == [1, 2] and not file.rows and not file.options
+
+
+ROWS = """
+options: {SOLVER.MAX_EPOCH: 2}
+rows:
+  ICE: {}
+  larger eps: {CLUSTERING.EPS: 0.6}
+  another recipe: {config: ICE/recipes/cap.yml, INPUT.SIZE_TEST: [128, 64]}
+seeds: [1, 2]
+"""
+
+
+def test_rows_have_names_keys_and_configs_of_their_own(tmp_path):
+    path = tmp_path / "rows.yml"
+    path.write_text(ROWS)
+    file = read_grid(path)
+    runs = expand_rows(file.rows, file.seeds, tmp_path, CONFIG)
+    assert file.options == {"SOLVER.MAX_EPOCH": "2"}
+    assert [run.name for run in runs][1:4] == ["ICE_SEED-2", "larger-eps_SEED-1", "larger-eps_SEED-2"]
+    assert [run.row for run in runs] == ["ICE"] * 2 + ["larger eps"] * 2 + ["another recipe"] * 2
+    assert runs[0].overrides == {} and runs[3].overrides == {"CLUSTERING.EPS": "0.6"}
+    assert runs[3].config_file == CONFIG and runs[4].config_file == "ICE/recipes/cap.yml"
+    assert runs[4].overrides == {"INPUT.SIZE_TEST": "(128, 64)"}
+    with pytest.raises(ValueError, match="share the folder a.b_SEED-1"):
+        expand_rows({"a.b": {}, "(a.b)": {}}, [1], tmp_path, CONFIG)
+
+
+def test_a_grid_of_the_package_by_its_name(tmp_path, capsys):
+    market_half = str(ROOT / "configs" / "ICE" / "market_half.yml")
+    options = ("--config-file", market_half, "--output", tmp_path, "--status", "--grid-file", "ICE/grids/losses.yml")
+    main(*options)
+    assert "agnostic-proxies_SEED-1  not started" in capsys.readouterr().out
+    assert "ICE/grids/losses.yml" in grid_files() and not set(grid_files()) & set(config_files())
+
+
+def test_the_table_of_rows_has_their_names(tmp_path, capsys):
+    path = tmp_path / "rows.yml"
+    path.write_text(ROWS)
+    training = FakeTraining()
+    main("--config-file", CONFIG, "--output", tmp_path / "grid", "--grid-file", path, training=training)
+    assert len(training.calls) == 6
+    table = capsys.readouterr().out.split("\n\n")[1]
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2::2]] == ["ICE", "larger eps", "another recipe"]
+    assert json.loads((tmp_path / "grid" / "grid.json").read_text())["options"] == ["SOLVER.MAX_EPOCH", "2"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ICE" / "grids").iterdir()), ids=lambda path: path.stem)
+def test_the_grids_of_the_package_can_be_trained(path):
+    """Every key of every row is one, and every config file is there."""
+    file = read_grid(path)
+    for run in expand_rows(file.rows, [1], "logs", str(ROOT / "configs" / "ICE" / "market_half.yml")):
+        opts = [*(text for pair in file.options.items() for text in pair), *run.opts]
+        cfg = load_config(run.config_file, opts)
+        assert cfg.DATASETS.NAMES == ("Market1501Half",) and cfg.SOLVER.MAX_EPOCH == 5
 
 
 def test_runs_one_after_another_and_is_resumable(tmp_path):
-    runs = expand({"CLUSTERING.EPS": ["0.5", "0.6"]}, [1, 2], tmp_path)
+    runs = expand({"CLUSTERING.EPS": ["0.5", "0.6"]}, [1, 2], tmp_path, CONFIG)
     lines: list[str] = []
     first = FakeTraining(EPS_0_5_SEED_2="running crash", EPS_0_6_SEED_1="interrupted")
     states = run_grid(runs, first, lines.append)
@@ -115,12 +170,12 @@ def test_runs_one_after_another_and_is_resumable(tmp_path):
 
 
 def test_a_training_that_leaves_nothing_failed(tmp_path):
-    states = run_grid(expand({}, [1], tmp_path), FakeTraining(SEED_1="nothing"), print)
+    states = run_grid(expand({}, [1], tmp_path, CONFIG), FakeTraining(SEED_1="nothing"), print)
     assert (states[0].state, states[0].detail) == ("failed", "the training left no run.json")
 
 
 def test_a_broken_manifest_is_not_trained_over(tmp_path):
-    runs = expand({}, [1, 2], tmp_path)
+    runs = expand({}, [1, 2], tmp_path, CONFIG)
     runs[0].folder.mkdir()
     (runs[0].folder / "run.json").write_text("{")
     training = FakeTraining()
@@ -141,8 +196,8 @@ sys.exit("ValueError: CLUSTERING.EPS is 7" if "7" in sys.argv else 0)
 def test_subprocesses(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
-    train = subprocess_runner([sys.executable, str(script), "--config-file", "x.yml"], ["SOLVER.MAX_EPOCH", "3"])
-    good, bad = expand({"CLUSTERING.EPS": ["0.5", "7"]}, [1], tmp_path / "grid")
+    train = subprocess_runner([sys.executable, str(script)], ["SOLVER.MAX_EPOCH", "3"])
+    good, bad = expand({"CLUSTERING.EPS": ["0.5", "7"]}, [1], tmp_path / "grid", "x.yml")
     assert train(good, True) == ""
     called = json.loads((good.folder / "called.json").read_text())
     assert called == ["--config-file", "x.yml", "--resume", "SOLVER.MAX_EPOCH", "3", *good.opts]
@@ -224,7 +279,7 @@ def test_script_reports_failures_at_the_end(tmp_path, capsys):
         (["--grid-file", "none.yml"], "none.yml: there is no such file"),
         (["--", "A"], "must be KEY VALUE pairs"),
         (["--", "OUTPUT_DIR", "x"], "OUTPUT_DIR cannot be among the options"),
-        (["--grid", "A=1", "--", "A", "2"], "A is an axis of the grid and among the options"),
+        (["--grid", "A=1", "--", "A", "2"], "A is a key of the grid and among the options"),
         (["--config-file", "none.yml"], "--config-file none.yml: there is no such file"),
     ],
 )
@@ -243,6 +298,11 @@ def test_arguments_that_make_no_grid(tmp_path, arguments, message, capsys):
         ("seeds: [one]", "must be a list of whole numbers"),
         ("grid: {OUTPUT_DIR: [a]}", "OUTPUT_DIR cannot be an axis"),
         ("grid: [", "not valid yaml"),
+        ("grid: {A: [1]}\nrows: {a: {}}", "has both 'grid' and 'rows'"),
+        ("rows: [a]", "'rows' needs NAME"),
+        ("rows: {a: 1}", "'rows' needs NAME"),
+        ("rows: {a: {SEED: 1}}", "SEED cannot be a key of it: --seeds sets it"),
+        ("options: [A, 1]", "'options' needs KEY: VALUE"),
     ],
 )
 def test_grid_files_that_make_no_grid(tmp_path, content, message):

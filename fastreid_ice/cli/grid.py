@@ -1,8 +1,9 @@
-"""Train a grid of config overrides x seeds, one run after another, and print their table.
+"""Train a grid of config overrides, or named rows of them, x seeds, one run after another, and print their table.
 
 tools/run_grid.py --config-file configs/ICE/demo.yml --output logs/grid --seeds 1 2 3 --grid CLUSTERING.EPS=0.5,0.55
 tools/run_grid.py --config-file configs/ICE/demo.yml --output logs/losses \\
     --grid "MODEL.LOSSES.NAME=('AgnosticLoss',);('AgnosticLoss','HardInstanceLoss')" -- SOLVER.MAX_EPOCH 6
+tools/run_grid.py --config-file configs/ICE/market_half.yml --output logs/parts --grid-file configs/ICE/grids/parts.yml
 
 The same command again goes on: finished runs are skipped, interrupted ones resumed, failed ones tried again.
 """
@@ -16,13 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastreid_ice.errors import told_in_one_line
-from fastreid_ice.model_zoo import config_files
+from fastreid_ice.model_zoo import config_files, get_grid_file, grid_files
 from fastreid_ice.report.grid import (
+    GridFile,
     Runner,
     State,
     check_options,
     claim,
     expand,
+    expand_rows,
     parse_axes,
     read_grid,
     run_grid,
@@ -38,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     built.add_argument("--output", required=True, metavar="FOLDER", help="each run gets a folder of its own in it")
     built.add_argument("--seeds", nargs="+", type=int, help="one run per seed (default: 1)")
     built.add_argument("--grid", action="append", default=[], metavar="KEY=VALUE,...", help="repeat for more keys")
-    built.add_argument("--grid-file", metavar="FILE", help="yaml with 'grid' (KEY: [VALUE, ...]) and 'seeds'")
+    built.add_argument("--grid-file", metavar="FILE", help="yaml with 'grid' or named 'rows', and 'seeds'")
     built.add_argument("--num-gpus", type=int, default=1, help="of each run, as for train_net.py")
     built.add_argument("--status", action="store_true", help="only say how the runs stand")
     built.add_argument("opts", nargs="*", metavar="KEY VALUE", help="for all runs, behind --")
@@ -52,29 +55,40 @@ def grid(args: argparse.Namespace, runner: Runner | None = None) -> list[State]:
     Raises:
         ValueError, FileNotFoundError: arguments that make no grid.
     """
-    if not Path(args.config_file).is_file() and args.config_file not in config_files():
-        raise FileNotFoundError(f"--config-file {args.config_file}: there is no such file")
     check_options(args.opts)
-    axes, seeds = read_grid(args.grid_file) if args.grid_file else ({}, [])
-    axes = {**axes, **parse_axes(args.grid)}
-    if twice := set(axes) & set(args.opts[::2]):
-        raise ValueError(f"{min(twice)} is an axis of the grid and among the options for all runs: choose one")
-    runs = expand(axes, args.seeds or seeds or [1], args.output)
+    file = read_grid(_located(args.grid_file)) if args.grid_file else GridFile()
+    axes = {**file.axes, **parse_axes(args.grid)}
+    if axes and file.rows:
+        raise ValueError(f"--grid {min(axes)}: {args.grid_file} has rows, which take no axes")
+    seeds = args.seeds or file.seeds or [1]
+    if file.rows:
+        runs = expand_rows(file.rows, seeds, args.output, args.config_file)
+    else:
+        runs = expand(axes, seeds, args.output, args.config_file)
+    opts = [*(text for pair in file.options.items() for text in pair), *args.opts]
+    if twice := set(opts[::2]) & {key for run in runs for key in run.overrides}:
+        raise ValueError(f"{min(twice)} is a key of the grid and among the options for all runs: choose one")
+    for config_file in dict.fromkeys(run.config_file for run in runs):
+        if not Path(config_file).is_file() and config_file not in config_files():
+            named = "--config-file" if config_file == args.config_file else f"{args.grid_file}: config"
+            raise FileNotFoundError(f"{named} {config_file}: there is no such file")
     if args.status:
         states = [state_of(run) for run in runs]
         for state in states:
             say(state.line())
         return states
-    claim(args.output, {"config file": args.config_file, "options": args.opts})
-    if runner is None:
-        runner = training_runner(args.config_file, args.num_gpus, args.opts)
-    return run_grid(runs, runner, say)
+    claim(args.output, {"config file": args.config_file, "options": opts})
+    return run_grid(runs, runner or training_runner(args.num_gpus, opts), say)
 
 
-def training_runner(config_file: str, num_gpus: int, opts: Sequence[str]) -> Runner:
+def _located(grid_file: str) -> str:
+    """A file, or the name of a grid that comes with the package."""
+    return get_grid_file(grid_file) if grid_file in grid_files() and not Path(grid_file).is_file() else grid_file
+
+
+def training_runner(num_gpus: int, opts: Sequence[str]) -> Runner:
     """A runner that trains with this package's program, in a process of its own."""
-    train = [sys.executable, "-m", "fastreid_ice.cli.train", "--config-file", config_file]
-    return subprocess_runner([*train, "--num-gpus", str(num_gpus)], opts)
+    return subprocess_runner([sys.executable, "-m", "fastreid_ice.cli.train", "--num-gpus", str(num_gpus)], opts)
 
 
 def say(line: str) -> None:
@@ -90,9 +104,11 @@ def main(argv: Sequence[str] | None = None, runner: Runner | None = None) -> Non
         states = grid(args, runner)
         if args.status:
             return
-        tested = [s.run.folder for s in states if s.state == "finished" and s.manifest["datasets"]["tests"]]
+        tested = [s.run for s in states if s.state == "finished" and s.manifest["datasets"]["tests"]]
         if tested:
-            sys.stdout.write("\n" + benchmark_table(tested, ablation=None))
+            names = {str(run.folder): run.row for run in tested if run.row}
+            folders = [run.folder for run in tested]
+            sys.stdout.write("\n" + benchmark_table(folders, names=names, ablation=False if names else None))
     failed = [state for state in states if state.state != "finished"]
     if failed:
         sys.exit("\n".join(["", f"{len(failed)} of {len(states)} runs failed:", *(state.line() for state in failed)]))

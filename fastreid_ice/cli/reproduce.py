@@ -75,14 +75,13 @@ def reproduce(args: argparse.Namespace, runner: Runner | None = None) -> tuple[l
     _check(args)
     comparisons, all_states = [], []
     for name in args.configs:
-        runs = expand({}, args.seeds, Path(args.output) / name)
+        runs = _runs(name, args)
         if args.check:
             states = [state_of(run) for run in runs]
         else:
             claim(runs[0].folder.parent, {"config file": f"ICE/{name}.yml", "options": args.opts})
             say(name)
-            trained_by = runner or training_runner(get_config_file(f"ICE/{name}.yml"), args.num_gpus, args.opts)
-            states = run_grid(runs, trained_by, say)
+            states = run_grid(runs, runner or training_runner(args.num_gpus, args.opts), say)
         finished = [state.run.folder for state in states if state.state == "finished"]
         method, dataset = REPRODUCIBLE[name][:2]
         comparisons.append(compare(method, dataset, finished, args.tolerance))
@@ -105,13 +104,17 @@ def plan(args: argparse.Namespace) -> str:
         lines.append(
             f"| {name} | " + " | ".join(f"{value / 1e15:.1f}" for value in flops.values()) + f" | {hours:.1f} |"
         )
-        for run in expand({}, args.seeds, Path(args.output) / name):
+        for run in _runs(name, args):
             commands.append(_command(name, run, args))
     note = (
         f"10^15 floating-point operations of a training, and its hours at {args.tflops:g} x 10^12 a second (--tflops) "
         f"on each of {args.num_gpus} GPUs. Counted, not measured: decoding, clustering and small kernels come on top."
     )
     return "\n".join([*commands, "", *lines, "", note, ""])
+
+
+def _runs(name: str, args: argparse.Namespace) -> list[GridRun]:
+    return expand({}, args.seeds, Path(args.output) / name, get_config_file(f"ICE/{name}.yml"))
 
 
 def _command(name: str, run: GridRun, args: argparse.Namespace) -> str:

@@ -22,7 +22,7 @@ from fastreid.utils import comm
 from torch import Tensor
 
 import fastreid_ice.data.folder  # noqa: F401  (registers UnlabeledFolder)
-import fastreid_ice.data.validation  # noqa: F401  (registers Market1501Validation)
+import fastreid_ice.data.market_parts  # noqa: F401  (registers Market1501Validation and Market1501Half)
 from fastreid_ice.clustering import Tracks, check_tracks
 from fastreid_ice.data.numbering import number_names
 from fastreid_ice.errors import look_up

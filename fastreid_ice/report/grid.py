@@ -1,4 +1,4 @@
-"""A grid of config overrides x seeds, run one after another and resumable."""
+"""A grid of config overrides (every combination, or named rows) x seeds, run one after another and resumable."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 CONSOLE = "console.txt"
 GRID_FILE = "grid.json"
+CONFIG = "config"
 _OWN_KEYS = {"SEED": "--seeds", "OUTPUT_DIR": "--output"}
 _LONGEST_NAME = 160
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
@@ -36,11 +37,15 @@ class GridRun:
         folder: its OUTPUT_DIR, named after its overrides and seed.
         overrides: config keys and values, as on a command line.
         seed: its SEED.
+        config_file: what it trains.
+        row: name of its row, if the grid has rows.
     """
 
     folder: Path
     overrides: Mapping[str, str]
     seed: int
+    config_file: str
+    row: str = ""
 
     @property
     def name(self) -> str:
@@ -51,6 +56,23 @@ class GridRun:
         """KEY VALUE ... for the training's command line."""
         pairs = {**self.overrides, "SEED": str(self.seed), "OUTPUT_DIR": str(self.folder)}
         return [text for pair in pairs.items() for text in pair]
+
+
+@dataclass(frozen=True)
+class GridFile:
+    """What a grid file says; see :func:`read_grid`.
+
+    Attributes:
+        axes: config keys and their values, every combination of which is a setting; none if there are rows.
+        rows: settings by name, each its config keys and values, and under ``CONFIG`` its config file if it has its own.
+        options: config keys and values of all runs.
+        seeds: of each setting; none if the file leaves that open.
+    """
+
+    axes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    rows: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    seeds: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -130,24 +152,45 @@ def parse_axes(arguments: Iterable[str]) -> dict[str, list[str]]:
     return axes
 
 
-def read_grid(path: str | os.PathLike) -> tuple[dict[str, list[str]], list[int]]:
-    """Axes and seeds of a yaml file with ``grid`` (KEY: list of values) and, if wanted, ``seeds``.
+def read_grid(path: str | os.PathLike) -> GridFile:
+    """Read a yaml file with ``grid`` or ``rows`` and, if wanted, ``options`` and ``seeds``.
+
+    ``grid`` is KEY: list of values, ``rows`` is NAME: {KEY: VALUE, ...} where the key ``config`` names another config
+    file, ``options`` is KEY: VALUE, ``seeds`` a list.
 
     Raises:
         FileNotFoundError, ValueError: one line that names the file and what is wrong.
     """
     path = Path(path)
     content = read_yaml(path)
-    if not isinstance(content, dict) or set(content) - {"grid", "seeds"}:
-        raise ValueError(f"{path}: needs 'grid' (KEY: [VALUE, ...]) and may have 'seeds', nothing else")
-    grid, seeds = content.get("grid") or {}, content.get("seeds") or []
+    if not isinstance(content, dict) or set(content) - {"grid", "rows", "options", "seeds"}:
+        raise ValueError(
+            f"{path}: needs 'grid' (KEY: [VALUE, ...]) or 'rows' (NAME: {{KEY: VALUE, ...}}) and may have 'options' "
+            "(KEY: VALUE) and 'seeds', nothing else"
+        )
+    grid, rows, options, seeds = (content.get(key) or {} for key in ("grid", "rows", "options", "seeds"))
+    if grid and rows:
+        raise ValueError(f"{path}: has both 'grid' and 'rows'; choose one")
     if not isinstance(grid, dict) or not all(isinstance(values, list) for values in grid.values()):
         raise ValueError(f"{path}: 'grid' needs a list of values for each key")
-    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
+    if not isinstance(rows, dict) or not all(isinstance(row or {}, dict) for row in rows.values()):
+        raise ValueError(f"{path}: 'rows' needs NAME: {{KEY: VALUE, ...}} for each row")
+    if not isinstance(options, dict):
+        raise ValueError(f"{path}: 'options' needs KEY: VALUE")
+    if seeds and (not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds)):
         raise ValueError(f"{path}: 'seeds' is {seeds!r}, but must be a list of whole numbers")
-    axes = {str(key): [str(tuple(value) if isinstance(value, list) else value) for value in grid[key]] for key in grid}
+    axes = {str(key): [_written(value) for value in grid[key]] for key in grid}
     _check_axes(axes)
-    return axes, seeds
+    named = {str(name): {str(key): _written(value) for key, value in (rows[name] or {}).items()} for name in rows}
+    for keys in (*named.values(), options):
+        if own := set(_OWN_KEYS) & set(keys):
+            raise ValueError(f"{path}: {min(own)} cannot be a key of it: {_OWN_KEYS[min(own)]} sets it")
+    return GridFile(axes, named, {str(key): _written(value) for key, value in options.items()}, list(seeds))
+
+
+def _written(value: Any) -> str:
+    """A value of a yaml file as a command line has it."""
+    return str(tuple(value) if isinstance(value, list) else value)
 
 
 def _check_axes(axes: Mapping[str, Sequence[str]]) -> None:
@@ -161,21 +204,46 @@ def _check_axes(axes: Mapping[str, Sequence[str]]) -> None:
             raise ValueError(f"{key} has the value {repeated[0]} twice in the grid")
 
 
-def expand(axes: Mapping[str, Sequence[str]], seeds: Sequence[int], output: str | os.PathLike) -> list[GridRun]:
+def expand(
+    axes: Mapping[str, Sequence[str]], seeds: Sequence[int], output: str | os.PathLike, config_file: str
+) -> list[GridRun]:
     """Every combination of the axes' values with every seed; the seeds of one setting follow each other.
 
     Raises:
         ValueError: no seed, a seed twice, or two runs whose folders would have one name.
     """
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds are {list(seeds)}: give at least one, each once")
     short = short_names(axes)
     runs = []
     for values in itertools.product(*axes.values()):
         overrides = dict(zip(axes, values))
+        texts = [f"{short[key]}-{value}" for key, value in overrides.items()]
         for seed in seeds:
-            texts = [f"{short[key]}-{value}" for key, value in overrides.items()]
-            runs.append(GridRun(Path(output) / _folder_name([*texts, f"SEED-{seed}"]), overrides, seed))
+            runs.append(
+                GridRun(Path(output) / _folder_name([*texts, f"SEED-{seed}"]), overrides, seed, str(config_file))
+            )
+    return _checked(runs, seeds)
+
+
+def expand_rows(
+    rows: Mapping[str, Mapping[str, str]], seeds: Sequence[int], output: str | os.PathLike, config_file: str
+) -> list[GridRun]:
+    """Every named row with every seed, see :class:`GridFile`; the seeds of one row follow each other.
+
+    Raises:
+        ValueError: no seed, a seed twice, or two runs whose folders would have one name.
+    """
+    runs = []
+    for name, keys in rows.items():
+        overrides = {key: value for key, value in keys.items() if key != CONFIG}
+        for seed in seeds:
+            folder = Path(output) / _folder_name(["-".join(re.findall(r"[\w.]+", name)), f"SEED-{seed}"])
+            runs.append(GridRun(folder, overrides, seed, keys.get(CONFIG, str(config_file)), name))
+    return _checked(runs, seeds)
+
+
+def _checked(runs: list[GridRun], seeds: Sequence[int]) -> list[GridRun]:
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds are {list(seeds)}: give at least one, each once")
     names = [run.name for run in runs]
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
@@ -236,10 +304,12 @@ def _after(run: GridRun, problem: str) -> State:
 
 
 def subprocess_runner(command: Sequence[str], opts: Sequence[str] = ()) -> Runner:
-    """A runner that starts ``command [--resume] opts... KEY VALUE...`` and appends its output to ``console.txt``.
+    """A runner that starts ``command --config-file FILE [--resume] opts... KEY VALUE...`` for each run.
+
+    Its output is appended to ``console.txt`` of the run's folder.
 
     Args:
-        command: of the training, its config file included.
+        command: of the training.
         opts: KEY VALUE ... for all runs.
     """
 
@@ -247,7 +317,7 @@ def subprocess_runner(command: Sequence[str], opts: Sequence[str] = ()) -> Runne
         run.folder.mkdir(parents=True, exist_ok=True)
         console = run.folder / CONSOLE
         with console.open("ab") as stream:
-            whole = [*command, *["--resume"] * resume, *opts, *run.opts]
+            whole = [*command, "--config-file", run.config_file, *["--resume"] * resume, *opts, *run.opts]
             code = subprocess.run(whole, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
         if code == 0:
             return ""
