@@ -14,8 +14,9 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (slow to import
 
 from fastreid_ice.engine import ICETrainer
 from fastreid_ice.engine.checkpoints import UnreadableCheckpointError, read_checkpoint
+from fastreid_ice.engine.hooks.training import unwrap
 from fastreid_ice.engine.hooks.writers import JSONWriter
-from fastreid_ice.engine.resuming import load_newest, resumable_checkpoints
+from fastreid_ice.engine.resuming import load_newest, resumable_checkpoints, set_aside_checkpoints
 from fastreid_ice.files import remove_leftovers, replacing
 from fastreid_ice.report.manifest import read_manifest
 from tests.conftest import ice_config
@@ -197,8 +198,31 @@ def test_no_checkpoint_is_no_error(tmp_path):
     assert load_newest(tmp_path / "missing", read_checkpoint) is None
 
 
-def test_a_longer_run_before_in_the_same_folder(tmp_path):
-    """The order is that of the writing, not of the epochs in the names."""
+def test_a_new_run_in_the_folder_of_another(unbroken, tmp_path, monkeypatch, caplog):
+    """Killed before its first checkpoint it does not go on with the other run; the other's checkpoints are kept."""
+    monkeypatch.setattr(logging.getLogger("fastreid_ice"), "propagate", True)
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    old = {path.name: path.read_bytes() for path in run.glob("model_*.pth")}
+    weights = run / "model_final.pth"
+    cfg = ice_config(OUTPUT_DIR=str(run), **{**SETTINGS, "MODEL__WEIGHTS": str(weights)})
+    trainer = ICETrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    name, tensor = next(iter(unwrap(trainer.model).state_dict().items()))
+    assert torch.equal(tensor, read_checkpoint(unbroken / "model_final.pth")["model"][name])  # read before it was moved
+    assert trainer._last_checkpoint() == "" and f"moved to {run / 'earlier_run_1'}" in caplog.text
+    assert {path.name: path.read_bytes() for path in (run / "earlier_run_1").glob("model_*.pth")} == old
+    assert (run / "earlier_run_1" / "last_checkpoint").read_text() == "model_final.pth"
+    again = ICETrainer(ice_config(OUTPUT_DIR=str(run), **SETTINGS))
+    again.resume_or_load(resume=True)
+    assert again.start_epoch == 0 and resumable_checkpoints(run) == []
+    shutil.copy(unbroken / "model_0000.pth", run)
+    assert set_aside_checkpoints(run) == run / "earlier_run_2"
+    assert [path.name for path in (run / "earlier_run_2").iterdir()] == ["model_0000.pth"]
+
+
+def test_checkpoints_in_the_order_of_their_writing(tmp_path):
+    """Not of the epochs in their names."""
     for i, name in enumerate(("model_0030.pth", "model_0001.pth", "model_best.pth", "model_0002.pth")):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, ns=(i, i))

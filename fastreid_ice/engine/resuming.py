@@ -15,6 +15,7 @@ from fastreid_ice.errors import one_line
 logger = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = "last_checkpoint"
+SET_ASIDE = "earlier_run"
 
 # What a run writes under a temporary name first.
 RUN_FILES = (
@@ -34,11 +35,10 @@ _CHECKPOINT = re.compile(r"model_(best|final|\d+)")
 def resumable_checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints of a run, the one to resume from first.
 
-    That is the one that ``last_checkpoint`` names, there or not; then the others, the last written first. Not by the
-    epochs in their names: an earlier run in the same folder may have come further.
+    That is the one that ``last_checkpoint`` names, there or not; then the others, the last written first.
     """
     folder = Path(folder)
-    others = [path for path in folder.glob("model_*.pth") if _CHECKPOINT.fullmatch(path.stem)]
+    others = _checkpoints(folder)
     others.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
     try:
         name = (folder / LAST_CHECKPOINT).read_text(encoding="utf-8").strip()
@@ -46,6 +46,34 @@ def resumable_checkpoints(folder: str | Path) -> list[Path]:
         name = ""
     noted = [folder / name] if name else []
     return noted + [path for path in others if path not in noted]
+
+
+def set_aside_checkpoints(folder: str | Path) -> Path | None:
+    """Move the checkpoints of a run before into a folder of their own, so that no later one is taken for theirs.
+
+    A new run in the same folder could be killed before its first checkpoint; to resume would then go on with the old
+    run. And the old run's best epoch could pass for the new one's.
+
+    Returns:
+        ``earlier_run_1`` in the folder, or the next number that is free; None where there was no checkpoint.
+    """
+    folder = Path(folder)
+    checkpoints = _checkpoints(folder)
+    if not checkpoints:
+        return None
+    number = 1
+    while (folder / f"{SET_ASIDE}_{number}").exists():
+        number += 1
+    target = folder / f"{SET_ASIDE}_{number}"
+    target.mkdir()
+    for path in [folder / LAST_CHECKPOINT, *checkpoints]:
+        if path.is_file():
+            path.rename(target / path.name)
+    return target
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("model_*.pth") if _CHECKPOINT.fullmatch(path.stem)]
 
 
 def load_newest(folder: str | Path, load: Callable[[str], Any]) -> Any:

@@ -37,7 +37,7 @@ from fastreid_ice.engine.hooks.writers import JSONWriter, MetricPrinter, Tensorb
 from fastreid_ice.engine.inference import inference_engine
 from fastreid_ice.engine.loss_log import LossLog
 from fastreid_ice.engine.optimizer import adapt_checkpoint, build_optimizer
-from fastreid_ice.engine.resuming import RUN_FILES, load_newest
+from fastreid_ice.engine.resuming import RUN_FILES, load_newest, set_aside_checkpoints
 from fastreid_ice.engine.source import SourceClasses
 from fastreid_ice.engine.step import TrainingStep
 from fastreid_ice.evaluation.evaluator import ICEReidEvaluator
@@ -69,7 +69,6 @@ class ICETrainer(DefaultTrainer):
         with warnings.catch_warnings():  # of the step in mixed precision that ours replaces
             warnings.filterwarnings("ignore", message=".*GradScaler")
             super().__init__(cfg)
-        self._tagged_before: int | None = None
         self.training_step = self._trainer = self._build_step(cfg)
         self.checkpointer._load_file = self._read_checkpoint
         self.checkpointer.checkpointables["ice"] = self.run_state
@@ -86,14 +85,9 @@ class ICETrainer(DefaultTrainer):
         return TrainingStep(self.model, self.data_loader, self.optimizer, precision, log, cfg.SOLVER.ACCUMULATION)
 
     def _last_checkpoint(self) -> str:
-        """The newest of this run, or "": the folder may hold those of a run before, and a file may be gone."""
+        """The newest, or "" where there is none or its file is gone."""
         path = self.checkpointer.get_checkpoint_file()
-        return path if self._tagged_at() != self._tagged_before and Path(path).is_file() else ""
-
-    def _tagged_at(self) -> int | None:
-        """When a checkpoint was last written into the folder, None where none was."""
-        tag = Path(self.checkpointer.save_dir) / "last_checkpoint"
-        return tag.stat().st_mtime_ns if tag.is_file() else None
+        return path if Path(path).is_file() else ""
 
     def _read_checkpoint(self, path: str) -> dict[str, Any]:
         """With errors that name the file, and of whatever layout of groups and device."""
@@ -104,7 +98,7 @@ class ICETrainer(DefaultTrainer):
 
         Args:
             resume: go on behind the newest checkpoint in ``OUTPUT_DIR``; where there is none, or else, start with the
-                weights of ``MODEL.WEIGHTS``.
+                weights of ``MODEL.WEIGHTS``, and move the checkpoints of a run before out of the way.
 
         Raises:
             FileNotFoundError, ValueError: there are checkpoints to resume from, but none can be read.
@@ -112,11 +106,13 @@ class ICETrainer(DefaultTrainer):
         if comm.is_main_process():
             remove_leftovers(self.cfg.OUTPUT_DIR, RUN_FILES)
         stored = load_newest(self.cfg.OUTPUT_DIR, self.checkpointer.load) if resume else None
-        if stored is None:
-            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
-        else:
+        if stored is not None:
             self.start_epoch = stored.get("epoch", -1) + 1
-        self._tagged_before = None if resume else self._tagged_at()
+            return
+        self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+        comm.synchronize()  # the weights may be in the folder
+        if comm.is_main_process() and (earlier := set_aside_checkpoints(self.cfg.OUTPUT_DIR)):
+            logger.warning("%s holds checkpoints of a run before: moved to %s", self.cfg.OUTPUT_DIR, earlier)
 
     def train(self) -> dict | None:
         """Train and return the last evaluation; a run that is finished already is only evaluated.
