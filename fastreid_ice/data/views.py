@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 from fastreid_ice.compat.transforms import bytes_to_tensor
 
+import numpy as np
 import torch
 from fastreid.data.transforms import ToTensor, build_transforms
 from PIL import Image, ImageFilter
@@ -23,12 +24,13 @@ def _uniform(low: float, high: float) -> float:
 
 
 class GaussianBlur:
-    """Blur a PIL image with a radius drawn uniformly from ``radius`` (pixels)."""
+    """Blur a PIL image, or an (H, W, 3) uint8 array as INPUT.AUGMIX makes, with a radius drawn uniformly (pixels)."""
 
     def __init__(self, radius: tuple[float, float]):
         self.radius = radius
 
-    def __call__(self, image: Image.Image) -> Image.Image:
+    def __call__(self, image: Image.Image | np.ndarray) -> Image.Image:
+        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
         return image.filter(ImageFilter.GaussianBlur(_uniform(*self.radius)))
 
 
