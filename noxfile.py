@@ -31,4 +31,4 @@ def tests(session: nox.Session, torch: str) -> None:
         pins = [f"torch=={torch}", f"torchvision=={OLDEST[session.python][1]}"]
     session.install(*pins, "-e", ".[cpu,export,test]")
     session.install("--no-deps", "fastreid==1.4.0")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "--numprocesses", "2", "--dist", "loadfile", *session.posargs)

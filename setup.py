@@ -52,6 +52,6 @@ setup(
         "gpu": ["faiss-gpu>=1.14.3; python_version >= '3.10'", "faiss-gpu-cu12; python_version < '3.10'"],
         # what the formats of tools/export_model.py need beside torch
         "export": ["onnx", "onnxscript", "onnxruntime", "safetensors"],
-        "test": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML"],
     },
 )
