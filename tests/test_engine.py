@@ -236,10 +236,12 @@ def test_evaluation_only_at_the_end(tmp_path):
 
 
 def test_old_checkpoints_make_room(tmp_path):
-    (tmp_path / "model_0030.pth").write_bytes(b"of a longer run in the same folder")
-    train(tmp_path, SOLVER__MAX_EPOCH=4, SOLVER__ITERS_PER_EPOCH=1, SOLVER__CHECKPOINT_KEEP=2, TEST__EVAL_PERIOD=0)
+    keys = {"SOLVER__ITERS_PER_EPOCH": 1, "SOLVER__CHECKPOINT_KEEP": 2, "TEST__EVAL_PERIOD": 0}
+    train(tmp_path, SOLVER__MAX_EPOCH=3, **keys)
+    (tmp_path / "model_0030.pth").write_bytes(b"of an epoch that the resumed run has passed over")
+    train(tmp_path, resume=True, SOLVER__MAX_EPOCH=5, **keys)
     periodic = sorted(path.name for path in tmp_path.glob("model_0*.pth"))
-    assert periodic == ["model_0001.pth", "model_0002.pth", "model_0030.pth"]
+    assert periodic == ["model_0001.pth", "model_0003.pth", "model_0030.pth"]  # model_final.pth is of epochs 2 and 4
 
 
 def test_period_of_the_clustering(tmp_path):

@@ -106,10 +106,11 @@ class CheckpointHook(hooks.PeriodicCheckpointer):
             self._drop_older()
 
     def _drop_older(self) -> None:
-        """Delete the periodic checkpoints before the newest ones."""
+        """Delete periodic checkpoints of earlier epochs; a resumed run may have passed over those of later ones."""
         if self._keep == 0:
             return
-        folder = Path(self.checkpointer.save_dir)
-        periodic = sorted(path for path in folder.glob("model_*.pth") if re.fullmatch(r"model_\d+", path.stem))
-        for path in periodic[: -self._keep]:
+        folder, epoch = Path(self.checkpointer.save_dir), self.trainer.epoch
+        periodic = [path for path in folder.glob("model_*.pth") if re.fullmatch(r"model_\d+", path.stem)]
+        earlier = sorted(path for path in periodic if int(path.stem.removeprefix("model_")) <= epoch)
+        for path in earlier[: -self._keep]:
             path.unlink()
