@@ -29,6 +29,7 @@ def tests(session: nox.Session, torch: str) -> None:
     pins = []
     if torch != NEWEST:
         pins = [f"torch=={torch}", f"torchvision=={OLDEST[session.python][1]}"]
-    session.install(*pins, "-e", ".[cpu,export,test]")
+    # uv would let [tool.uv] of pyproject.toml override the pins.
+    session.install(*pins, "-e", ".[cpu,export,test]", env={"UV_NO_CONFIG": "1"})
     session.install("--no-deps", "fastreid==1.4.0")
     session.run("python", "-m", "pytest", "--numprocesses", "2", "--dist", "loadfile", *session.posargs)
