@@ -1,5 +1,6 @@
 """Shared by all tests: where the data lie, a small config, a small rendered dataset."""
 
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -97,6 +98,13 @@ def ice_config(**overrides):
     for key, value in small.items():
         cfg.merge_from_list([key.replace("__", "."), value])
     return cfg
+
+
+@pytest.fixture(autouse=True)
+def _messages_reach_caplog(monkeypatch):
+    """fastreid's set-up of its loggers, in whatever test came before, keeps their messages from pytest's."""
+    for name in ("fastreid", "fastreid_ice"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
 
 
 @pytest.fixture(scope="session")

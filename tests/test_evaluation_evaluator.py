@@ -103,7 +103,6 @@ def test_table_of_fastreid_prints(caplog):
     results = evaluate(ICEReidEvaluator, config(), images_of_people())
     results["dataset"] = "Tiny"
     with caplog.at_level(logging.INFO, "fastreid"):
-        logging.getLogger("fastreid").propagate = True
         print_csv_format(results)
     assert "| Dataset" in caplog.text and "| mINP" in caplog.text
 

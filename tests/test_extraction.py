@@ -50,6 +50,7 @@ def _rank(rank, store, folder):
             found = FeatureExtractor(count)(Double(), batches(share))
         assert count == 1 or sum(size >= found.nbytes for size in sizes.made) == 1
         torch.save(found.clone(), folder / f"{count}-{rank}.pt")
+    dist.barrier()  # with torch 2.3 one of the two once waited for ever in the next line
     dist.destroy_process_group()
 
 

@@ -1,7 +1,5 @@
 """A folded encoder: the same embeddings up to rounding, or none."""
 
-import logging
-
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 import pytest
@@ -67,7 +65,7 @@ def test_a_convolution_that_is_used_twice_stays():
     assert normalisations(fold_encoder(used(Twice()), torch.randn(2, 3, 8, 8))) == 1
 
 
-def test_what_would_differ_is_not_folded(caplog, monkeypatch):
+def test_what_would_differ_is_not_folded(caplog):
     """The output of the convolution is used beside its normalisation: only the comparison can tell."""
 
     class Beside(nn.Module):
@@ -79,7 +77,6 @@ def test_what_would_differ_is_not_folded(caplog, monkeypatch):
             x = self.convolution(x)
             return x + self.norm(x)
 
-    monkeypatch.setattr(logging.getLogger("fastreid_ice"), "propagate", True)
     beside = used(Beside())
     assert fold_encoder(beside, torch.randn(2, 3, 8, 8)) is beside
     assert "cannot be folded" in caplog.text

@@ -1,7 +1,6 @@
 """The cache of decoded images: the same pixels, made once, shared, and made anew when a file changes."""
 
 import json
-import logging
 import multiprocessing
 import os
 import pickle
@@ -125,8 +124,7 @@ def test_a_changed_file_makes_it_anew(own, tmp_path):
     assert len(files(tmp_path)) == 2
 
 
-def test_half_a_file_is_made_anew(own, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("fastreid_ice"), "propagate", True)
+def test_half_a_file_is_made_anew(own, tmp_path, caplog):
     cfg = config(tmp_path, "disk")
     view = build_weak_view(cfg)
     whole = np.array(ImageCache(cfg, own.paths).resized(view).pixels)

@@ -1,7 +1,6 @@
 """Killed runs: whatever file was being written, the next start goes on, and ends as if nothing had been."""
 
 import json
-import logging
 import os
 import shutil
 
@@ -130,9 +129,8 @@ def _better_every_time(cfg, model) -> dict[str, float]:
 
 class TestUnreadable:
     @pytest.fixture
-    def run(self, unbroken, tmp_path, monkeypatch):
+    def run(self, unbroken, tmp_path):
         """After two of three epochs: model_0000, model_0001, model_best."""
-        monkeypatch.setattr(logging.getLogger("fastreid_ice"), "propagate", True)
         shutil.copytree(unbroken, tmp_path / "run")
         (tmp_path / "run" / "model_final.pth").unlink()
         (tmp_path / "run" / "last_checkpoint").write_text("model_0001.pth")
@@ -198,9 +196,8 @@ def test_no_checkpoint_is_no_error(tmp_path):
     assert load_newest(tmp_path / "missing", read_checkpoint) is None
 
 
-def test_a_new_run_in_the_folder_of_another(unbroken, tmp_path, monkeypatch, caplog):
+def test_a_new_run_in_the_folder_of_another(unbroken, tmp_path, caplog):
     """Killed before its first checkpoint it does not go on with the other run; the other's checkpoints are kept."""
-    monkeypatch.setattr(logging.getLogger("fastreid_ice"), "propagate", True)
     run = tmp_path / "run"
     shutil.copytree(unbroken, run)
     old = {path.name: path.read_bytes() for path in run.glob("model_*.pth")}

@@ -23,6 +23,7 @@ from tests import tiny  # noqa: F401  (registers dataset and backbone)
 from tests.conftest import ice_config
 
 BACKBONE = {"MODEL__BACKBONE__NAME": "build_two_convolutions", "MODEL__BACKBONE__FEAT_DIM": 32}
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 VIEWS = ("images", "images_key", "images_weak")
 
 
@@ -116,16 +117,16 @@ class TestWaitsForNobody:
         step.model.loss_functions["loss_waits"] = lambda features, memory: (
             features.query.sum() * features.labels.max().item()
         )
-        with pytest.raises(RuntimeError, match="meta"):
+        with pytest.raises(RuntimeError, match="(?i)meta"):
             run(step, 1)
 
     def test_reading_the_losses_waits(self):
         step = self.on_meta()
         step.log.every = 2
-        with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        with pytest.raises((RuntimeError, NotImplementedError), match="(?i)meta"):
             run(step, 2)  # the first goes through
 
-    @pytest.mark.skipif(torch.__version__.startswith("2.8."), reason="torch 2.8 aborts in fake CUDA tensors here")
+    @pytest.mark.skipif(TORCH < (2, 9), reason="fake CUDA tensors of torch 2.3 to 2.8 ask for a driver")
     def test_forward_on_fake_cuda(self):
         model = build(MODEL__ICE__BN_CHUNKS=4)
         with FakeTensorMode(allow_non_fake_inputs=True):

@@ -111,8 +111,9 @@ class ICE(Baseline):
         chunks = chunks_per_process(bn_chunks, comm.get_world_size())
         set_bn_chunks(self, chunks)
         _set_bn_momentum(self, bn_momentum)
-        self.shuffles = shuffle_bn and chunks * comm.get_world_size() > 1
-        self._shuffle_generator = torch.Generator()
+        shuffles = shuffle_bn and chunks * comm.get_world_size() > 1
+        # None where the order changes nothing: torch 2.3 cannot copy a generator, nor a model that has one.
+        self._shuffle_generator = torch.Generator() if shuffles else None
         self.momentum_encoder = _momentum_copy(backbone, heads)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)
@@ -249,13 +250,14 @@ class ICE(Baseline):
 
     def _permutation(self, batch_size: int) -> Tensor | None:
         """The same permutation of the whole batch in every process; None where the order changes nothing."""
-        if not self.shuffles:
+        if self._shuffle_generator is None:
             return None
         return torch.randperm(batch_size, generator=self._shuffle_generator).to(self.device, non_blocking=True)
 
     def seed_shuffle(self, seed: int) -> None:
         """Start the permutations of an epoch; all processes pass the same seed."""
-        self._shuffle_generator.manual_seed(seed)
+        if self._shuffle_generator is not None:
+            self._shuffle_generator.manual_seed(seed)
 
     def _move_batch_statistics(self, batch: Batch) -> dict[str, Tensor]:
         """Training mode without gradient is fastreid's PreciseBN: move the running statistics, nothing else."""
