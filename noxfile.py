@@ -32,4 +32,5 @@ def tests(session: nox.Session, torch: str) -> None:
     # uv would let [tool.uv] of pyproject.toml override the pins.
     session.install(*pins, "-e", ".[cpu,export,test]", env={"UV_NO_CONFIG": "1"})
     session.install("--no-deps", "fastreid==1.4.0")
-    session.run("python", "-m", "pytest", "--numprocesses", "2", "--dist", "loadfile", *session.posargs)
+    two_processes = ["--numprocesses", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+    session.run("python", "-m", "pytest", *two_processes, *session.posargs)

@@ -33,7 +33,7 @@ def stages_of(log: str) -> dict[str, list[float]]:
         match = _LINE.match(line)
         if match is None:
             continue
-        moment, text = datetime.strptime(match[1], "%m/%d %H:%M:%S"), match[2]
+        moment, text = datetime.strptime(f"2000/{match[1]}", "%Y/%m/%d %H:%M:%S"), match[2]  # a leap year
         first = first or moment
         if clusters := _CLUSTERS.match(text):
             whole, features = float(clusters[2]), float(clusters[3])
