@@ -58,6 +58,18 @@ def test_demo_writes_its_pictures(tmp_path, capsys):
     assert "ICE epoch 0 of 1, true labels epoch 0 of 1; the first epoch" in printed.err
 
 
+@pytest.mark.parametrize(
+    ("cores", "asked", "threads"), [(2, None, 1), (2, "2", 1), (8, None, 4), (8, "2", 2), (1, "1", 1), (8, "no", 4)]
+)
+def test_demo_shares_the_cores(monkeypatch, cores, asked, threads):
+    """Two trainings at once, whatever OMP_NUM_THREADS says, have no more threads than there are cores."""
+    monkeypatch.setattr(demo.os, "cpu_count", lambda: cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert demo.threads_each() == threads
+
+
 def test_demo_names_what_failed(tmp_path, capsys):
     opts = [
         str(item) for item in small_options({**SMALL, "MODEL.ICE.IMPORTS": ("tests.tiny",), "CLUSTERING.EPS": 0.01})

@@ -69,11 +69,20 @@ def start(name: str, folder: Path, opts: Sequence[str]) -> Training:
         (folder / old).unlink(missing_ok=True)
     command = [sys.executable, "-m", "fastreid_ice.cli.train", "--config-file", str(get_config_file(CONFIG))]
     command += [*opts, "REPORT.ENABLED", "False", "OUTPUT_DIR", str(folder)]
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 2) // 2))
     with open(folder / "console.txt", "w", encoding="utf-8") as console:
-        environment = {**os.environ, "OMP_NUM_THREADS": threads}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads_each())}
         process = subprocess.Popen(command, env=environment, stdout=console, stderr=subprocess.STDOUT)
     return Training(name, folder, process)
+
+
+def threads_each(trainings: int = 2) -> int:
+    """Threads of each of so many trainings: its share of the cores, or fewer where ``OMP_NUM_THREADS`` asks for fewer.
+
+    More threads than cores wait for each other in a busy loop: two each on two cores took the demo ten times as long.
+    """
+    share = max(1, (os.cpu_count() or 1) // trainings)
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, int(asked)) if asked.isdecimal() and int(asked) else share
 
 
 def follow(trainings: Sequence[Training], epochs: int) -> None:
