@@ -3,7 +3,7 @@
 tools/run_grid.py --config-file configs/ICE/demo.yml --output logs/grid --seeds 1 2 3 --grid CLUSTERING.EPS=0.5,0.55
 tools/run_grid.py --config-file configs/ICE/demo.yml --output logs/losses \\
     --grid "MODEL.LOSSES.NAME=('AgnosticLoss',);('AgnosticLoss','HardInstanceLoss')" -- SOLVER.MAX_EPOCH 6
-tools/run_grid.py --config-file configs/ICE/market_half.yml --output logs/parts --grid-file configs/ICE/grids/parts.yml
+tools/run_grid.py --config-file configs/ICE/market_half.yml --output logs/losses --grid-file ICE/grids/losses.yml
 
 The same command again goes on: finished runs are skipped, interrupted ones resumed, failed ones tried again.
 """
