@@ -135,7 +135,16 @@ def test_the_table_of_rows_has_their_names(tmp_path, capsys):
     assert len(training.calls) == 6
     table = capsys.readouterr().out.split("\n\n")[1]
     assert [line.split("|")[1].strip() for line in table.splitlines()[2::2]] == ["ICE", "larger eps", "another recipe"]
-    assert json.loads((tmp_path / "grid" / "grid.json").read_text())["options"] == ["SOLVER.MAX_EPOCH", "2"]
+    noted = json.loads((tmp_path / "grid" / "grid.json").read_text())
+    assert noted["options"] == ["SOLVER.MAX_EPOCH", "2"] and noted["rows"]["larger eps"] == {"CLUSTERING.EPS": "0.6"}
+
+
+def test_a_row_whose_config_is_missing(tmp_path, capsys):
+    path = tmp_path / "rows.yml"
+    path.write_text("rows: {ICE: {}, other: {config: none.yml}}")
+    with pytest.raises(SystemExit):
+        main("--config-file", CONFIG, "--output", tmp_path / "grid", "--grid-file", path)
+    assert f"{path}: config none.yml: there is no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ICE" / "grids").iterdir()), ids=lambda path: path.stem)
@@ -213,6 +222,21 @@ def test_a_folder_belongs_to_one_config(tmp_path):
     claim(tmp_path, settings)
     with pytest.raises(ValueError, match="runs have config file a.yml, options X 1, not config file b.yml, options"):
         claim(tmp_path, {"config file": "b.yml", "options": []})
+
+
+def test_a_row_keeps_its_keys_as_long_as_its_name(tmp_path):
+    """A row's folder has only its name: with other keys the finished runs would pass for the new ones."""
+    settings = {"config file": "a.yml", "options": []}
+    claim(tmp_path, settings, {"ICE": {}, "larger eps": {"CLUSTERING.EPS": "0.6"}})
+    claim(tmp_path, settings, {"ICE": {}, "a third": {"CLUSTERING.EPS": "0.7"}})
+    for rows, said in (
+        ({"larger eps": {"CLUSTERING.EPS": "0.65"}}, "'larger eps' have CLUSTERING.EPS 0.6, not CLUSTERING.EPS 0.65;"),
+        ({"ICE": {"config": "b.yml"}}, "'ICE' have no keys, not config b.yml; give it another name"),
+        ({"a third": {}}, "'a third' have CLUSTERING.EPS 0.7, not no keys"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            claim(tmp_path, settings, rows)
+    assert set(json.loads((tmp_path / "grid.json").read_text())["rows"]) == {"ICE", "larger eps", "a third"}
 
 
 def main(*arguments: object, training: FakeTraining | None = None) -> None:

@@ -77,7 +77,7 @@ def grid(args: argparse.Namespace, runner: Runner | None = None) -> list[State]:
         for state in states:
             say(state.line())
         return states
-    claim(args.output, {"config file": args.config_file, "options": opts})
+    claim(args.output, {"config file": args.config_file, "options": opts}, file.rows)
     return run_grid(runs, runner or training_runner(args.num_gpus, opts), say)
 
 

@@ -336,27 +336,39 @@ def check_options(opts: Sequence[str]) -> None:
         raise ValueError(f"{min(taken)} cannot be among the options: --seeds and --output set it")
 
 
-def claim(output: str | os.PathLike, settings: Mapping[str, Any]) -> None:
-    """Note in ``grid.json`` what all runs of a folder share, so that no later grid takes them for its own.
+def claim(
+    output: str | os.PathLike, settings: Mapping[str, Any], rows: Mapping[str, Mapping[str, str]] | None = None
+) -> None:
+    """Note in ``grid.json`` what the runs of a folder are of, so that no later grid takes them for its own.
 
     Args:
         output: folder of the grid.
         settings: config file and options of all runs; axes and seeds may grow and are none of them.
+        rows: named rows and their keys, see :class:`GridFile`. Others may come later; a row's folder has only its name.
 
     Raises:
-        ValueError: the folder belongs to a grid with other settings.
+        ValueError: the folder belongs to a grid with other settings, or has a row of this name with other keys.
     """
     path = Path(output) / GRID_FILE
     plain = json.loads(json.dumps(settings))
+    noted: dict[str, Any] = {}
     if path.is_file():
         earlier = read_json(path)
+        noted = earlier.pop("rows", {}) if isinstance(earlier, dict) else {}
         if earlier != plain:
             raise ValueError(
                 f"{path}: this folder's runs have {_show(earlier)}, not {_show(plain)}; use another --output"
             )
-        return
+    for name, keys in (rows or {}).items():
+        if noted.get(name, keys) != keys:
+            raise ValueError(
+                f"{path}: the runs of the row {name!r} have {_show(noted[name]) or 'no keys'}, not "
+                f"{_show(dict(keys)) or 'no keys'}; give it another name, or use another --output"
+            )
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+        every = {**noted, **(rows or {})}
+        whole = {**plain, "rows": every} if every else plain
+        temporary.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
 
 def _show(settings: Any) -> str:
