@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastreid_ice.engine.checkpoints import TrainedModel, load_trained_model
 from fastreid_ice.files import sha256
+from fastreid_ice.image_files import as_rgb
 
 Picture = Union[str, Path, Image.Image, np.ndarray]
 
@@ -95,7 +96,10 @@ def _opened(image: Any, index: int) -> Image.Image:
         except Exception as error:
             raise ValueError(f"{image} cannot be read as an image ({error})") from error
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        try:
+            return as_rgb(image)
+        except ValueError as error:
+            raise ValueError(f"Image {index} cannot be embedded: {error}") from error
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         return Image.fromarray(image)
     found = f"{image.dtype} array of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,6 +58,8 @@ def load_config(config_file: str | Path, opts: Sequence[Any] = ()) -> CfgNode:
     merge_settings(cfg, settings, str(path))
     for key, value in overrides:
         merge_settings(cfg, _nested(key, value), "command line")
+    for node, key in ((cfg.MODEL, "WEIGHTS"), (cfg.MODEL.BACKBONE, "PRETRAIN_PATH"), (cfg, "OUTPUT_DIR")):
+        node[key] = os.path.expanduser(node[key])  # fastreid opens them as they are
     return cfg
 
 
@@ -190,13 +193,13 @@ def convert(value: Any, default: Any, name: str, source: str) -> Any:
     """A value as its key wants it: text read as a literal, an integer for a float, a list for a tuple, one for many.
 
     Raises:
-        ValueError: it has another type than the default.
+        ValueError: it has another type than the default, or none at all.
     """
     if isinstance(default, CfgNode) or isinstance(value, Mapping):
         raise ValueError(f"{source}: {name} is a value, not a group of keys")
     if isinstance(value, str):
         value = _literal(value, default)
-    if default is None or value is None or type(value) is type(default):
+    if default is None or type(value) is type(default):
         return value
     if isinstance(default, float) and type(value) is int:
         return float(value)

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,20 @@ def _walk(folder: Path) -> Iterable[tuple[Path, list[str]]]:
         yield path, files
 
 
+def as_rgb(opened: Image.Image) -> Image.Image:
+    """Turned as its camera says (EXIF), and three colours of a byte each: palettes and grey, too; opacity is left out.
+
+    Raises:
+        ValueError: its numbers do not fit into a byte; Pillow would cut them off.
+    """
+    if opened.mode.startswith(("I", "F")):
+        raise ValueError(f"its pixels are of Pillow's mode {opened.mode}, more than a byte each: convert it to 8 bits")
+    turned = opened
+    with suppress(Exception):  # a damaged EXIF; as upstream. A damaged picture fails below
+        turned = ImageOps.exif_transpose(opened)
+    return turned.convert("RGB")
+
+
 @dataclass(frozen=True)
 class ImageFacts:
     """What decoding a file tells.
@@ -82,7 +97,7 @@ def inspect_image(path: str | os.PathLike) -> ImageFacts:
     """Decode a file completely, turned as its camera says (EXIF)."""
     try:
         with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
+            image = as_rgb(opened)
     except Exception as error:  # Pillow raises a dozen kinds for damaged files
         return ImageFacts(str(path), 0, 0, "", _reason(error))
     content = hashlib.sha256(repr(image.size).encode())

@@ -214,3 +214,15 @@ class TestCheckpointer:
         torch.save({"model": {"weight": pytest.approx(1)}}, tmp_path / "bad.pth")
         with pytest.raises(pickle.UnpicklingError):
             self.checkpointer(tmp_path).load(str(tmp_path / "bad.pth"))
+
+
+def test_random_patches_hold_no_images():
+    """Upstream's are parts of images, which stay in memory whole, and change when another patch is laid over them."""
+    from fastreid.data.transforms.transforms import RandomPatch
+
+    patching = RandomPatch(min_sample_size=1, prob_happen=1.0)
+    image = torch.rand(3, 64, 32)
+    patching(image)
+    (patch,) = patching.patchpool
+    assert patch.untyped_storage().nbytes() == patch.numel() * 4 < image.numel() * 4
+    assert patching.patchpool.maxlen == 1000

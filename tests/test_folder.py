@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
+import numpy as np
 import pytest
 import torch
+from fastreid.data.data_utils import read_image
 from PIL import Image
 
 from fastreid_ice.config_files import load_config
 from fastreid_ice.data.datasets import load_dataset, load_test_images, load_training_images
-from fastreid_ice.data.loaders import build_test_loader
+from fastreid_ice.data.image_cache import ImageCache
+from fastreid_ice.data.loaders import build_feature_loader, build_test_loader
 from tests import own_images, tiny  # noqa: F401  (registers the dataset and the backbone)
 from tests.conftest import ROOT
 
@@ -175,3 +178,40 @@ def test_mistakes_of_queries_and_gallery(keys, message, tmp_path):
     filled = {key: value.format(tmp_path) for key, value in keys.items()}
     with pytest.raises(ValueError, match=message):
         load_test_images(config(**{"TEST_PATTERN": NAMES, **filled}), "UnlabeledFolder")
+
+
+def test_every_kind_of_file_shows_the_same_picture(tmp_path):
+    """Palettes are not read as their indices, and opacity is no fourth colour: in training, cache and Python."""
+    picture = Image.new("RGB", (16, 32), (200, 0, 45))
+    picture.save(tmp_path / "1.png")
+    picture.convert("RGBA").save(tmp_path / "2.png")
+    picture.quantize(8).save(tmp_path / "3.png")
+    picture.quantize(8).save(tmp_path / "4.bmp")
+    picture.convert("L").save(tmp_path / "5.png")
+    picture.convert("1").save(tmp_path / "6.png")
+    for cache in ("none", "ram"):
+        cfg = config(PATH=str(tmp_path), DATALOADER__CACHE=cache, DATALOADER__NUM_WORKERS=0)
+        found = load_training_images(cfg)
+        (batch,) = build_feature_loader(cfg, found, ImageCache(cfg, found.paths))
+        colours = batch["images"].float().mean(dim=(2, 3)).tolist()
+        assert colours[:4] == [[200, 0, 45]] * 4
+        assert colours[4] == [65, 65, 65] and len(set(colours[5])) == 1
+
+
+def test_more_than_a_byte_a_colour_is_refused(tmp_path):
+    """Pillow would cut it off at 255: a white picture."""
+    Image.fromarray(np.full((32, 16), 30000, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGB", (16, 32)).save(tmp_path / "plain.png")
+    said = "deep.png: its pixels are of Pillow's mode I;16, more than a byte each: convert it to 8 bits"
+    with pytest.raises(ValueError, match=said):
+        load_training_images(config(PATH=str(tmp_path)))
+    with pytest.raises(ValueError, match="mode I;16"):
+        read_image(str(tmp_path / "deep.png"))
+
+
+def test_images_that_are_there_twice(tmp_path):
+    """Each would be its twin's nearest neighbour."""
+    images(tmp_path, "1.png", "2.png")
+    cfg = config(PATH=str(tmp_path), DATASETS__NAMES=("UnlabeledFolder", "UnlabeledFolder"))
+    with pytest.raises(ValueError, match=r"DATASETS.NAMES has .*1.png twice"):
+        load_training_images(cfg)

@@ -200,6 +200,7 @@ def test_duplicates_are_the_same_pixels(tmp_path):
 
 def test_numbers_within_names_count_by_size():
     assert number_names(["c10", "c9", "c010", "x", "c9"]).tolist() == [2, 0, 1, 3, 0]
+    assert number_names(["door2", "door", "2", "door10", ""]).tolist() == [3, 2, 1, 4, 0]
 
 
 def test_report(folder):

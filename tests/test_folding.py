@@ -80,3 +80,13 @@ def test_what_would_differ_is_not_folded(caplog):
     beside = used(Beside())
     assert fold_encoder(beside, torch.randn(2, 3, 8, 8)) is beside
     assert "cannot be folded" in caplog.text
+
+
+def test_folded_within_autocast():
+    """It is compared in float32: in a shorter type rounding is larger than what tells a wrong fold."""
+    encoder = used(ICETrainer.build_model(ice_config(**OSNET)).evaluated_encoder())
+    images = torch.randn(4, 3, 64, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        folded = fold_encoder(encoder, images)
+    assert folded is not encoder
+    assert normalisations(folded) < normalisations(encoder)

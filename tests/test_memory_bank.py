@@ -136,6 +136,9 @@ def test_outliers_as_instances(update):
     torch.testing.assert_close(memory.proxies, without.proxies)
     torch.testing.assert_close(memory.centroids[5], expected)
     torch.testing.assert_close(memory.centroids[4], features[outliers][0])
+    proxies = memory.proxies.clone()
+    memory.update(step_of(images[:1], targets[alone], moving[:1], "keys"))  # a batch of outliers alone
+    assert torch.equal(memory.proxies, proxies)
 
 
 def test_hard_mean_memory_by_loops():

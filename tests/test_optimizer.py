@@ -1,5 +1,7 @@
 """One group for many parameters: the same numbers, and old checkpoints go on as if nothing had changed."""
 
+from types import SimpleNamespace
+
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 import pytest
@@ -10,6 +12,7 @@ from fastreid.solver import build_optimizer as build_with_a_group_per_parameter
 import fastreid_ice.modeling  # noqa: F401  (registers the ICE meta-architecture)
 from fastreid_ice.engine import ICETrainer
 from fastreid_ice.engine import optimizer as ours
+from fastreid_ice.engine.hooks.training import FrozenLayersHook
 from fastreid_ice.engine.optimizer import adapt_checkpoint, build_optimizer
 from tests import test_trajectories, tiny  # noqa: F401  (tiny registers the backbone)
 from tests.conftest import ice_config, load_numbers
@@ -67,16 +70,54 @@ def test_bit_equal_to_a_group_per_parameter(solver, clip):
     assert all(not torch.equal(before, after) for before, after in zip(start, moved))
 
 
+def frozen(steps=2, begin=0, layers=("backbone",)):
+    """A model, its optimizer, and a function that makes the next step of a run that is ``begin`` steps old."""
+    model, optimizer = build(build_optimizer, MODEL__FREEZE_LAYERS=list(layers), SOLVER__FREEZE_ITERS=steps)
+    hook = FrozenLayersHook(model, optimizer, layers, steps)
+    hook.trainer = SimpleNamespace(iter=begin)
+
+    def step():
+        hook.before_step()
+        move(model, optimizer, steps=1)
+        hook.trainer.iter += 1
+
+    return model, optimizer, step
+
+
 def test_frozen_layers_wait():
-    overrides = {"MODEL__FREEZE_LAYERS": ["backbone"], "SOLVER__FREEZE_ITERS": 2}
-    model, optimizer = build(build_optimizer, **overrides)
+    model, optimizer, step = frozen()
     assert [group["freeze_status"] for group in optimizer.param_groups] == ["freeze", "normal"]
-    frozen, head = model.backbone[0].weight, model.heads.bottleneck[0].weight
-    start, start_head = frozen.detach().clone(), head.detach().clone()
-    move(model, optimizer, steps=2)
-    assert torch.equal(frozen, start) and not torch.equal(head, start_head)
-    move(model, optimizer, steps=1)
-    assert not torch.equal(frozen, start)
+    convolution, head = model.backbone[0].weight, model.heads.bottleneck[0].weight
+    start, start_head = convolution.detach().clone(), head.detach().clone()
+    step()
+    model.train()  # as behind an evaluation
+    step()
+    assert torch.equal(convolution, start) and not torch.equal(head, start_head)
+    assert not model.backbone.training and model.heads.training
+    step()
+    assert not torch.equal(convolution, start) and model.backbone.training
+
+
+def test_a_resumed_run_is_not_frozen_again():
+    model, _, step = frozen(begin=2)
+    start = model.backbone[0].weight.detach().clone()
+    step()
+    assert not torch.equal(model.backbone[0].weight, start) and model.backbone.training
+
+
+def test_frozen_layers_as_upstream():
+    """Bit for bit, where nothing is resumed and nothing evaluated."""
+    model, _, step = frozen(layers=("backbone.0",))
+    other, optimizer = build(upstream, MODEL__FREEZE_LAYERS=["backbone.0"], SOLVER__FREEZE_ITERS=2)
+    for _ in range(4):
+        step()
+        move(other, optimizer, steps=1)
+    assert_equal_weights(model, other)
+
+
+def test_layers_that_are_none():
+    with pytest.raises(ValueError, match="MODEL.FREEZE_LAYERS has 'back_bone', which is no part .* backbone, heads"):
+        frozen(layers=("back_bone",))
 
 
 @pytest.mark.parametrize("chunks", [1, 4])

@@ -11,11 +11,18 @@ import torch
 from fastreid.utils.events import get_event_storage
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (slow to import: not within a test)
 
+from fastreid_ice.config_files import read_settings
 from fastreid_ice.engine import ICETrainer
 from fastreid_ice.engine.checkpoints import UnreadableCheckpointError, read_checkpoint
 from fastreid_ice.engine.hooks.training import unwrap
 from fastreid_ice.engine.hooks.writers import JSONWriter
-from fastreid_ice.engine.resuming import load_newest, resumable_checkpoints, set_aside_checkpoints
+from fastreid_ice.engine.resuming import (
+    agree_on_epoch,
+    load_newest,
+    resumable_checkpoints,
+    schedule_constants,
+    set_aside_checkpoints,
+)
 from fastreid_ice.files import remove_leftovers, replacing
 from fastreid_ice.report.manifest import read_manifest
 from tests.conftest import ice_config
@@ -210,12 +217,15 @@ def test_a_new_run_in_the_folder_of_another(unbroken, tmp_path, caplog):
     assert trainer._last_checkpoint() == "" and f"moved to {run / 'earlier_run_1'}" in caplog.text
     assert {path.name: path.read_bytes() for path in (run / "earlier_run_1").glob("model_*.pth")} == old
     assert (run / "earlier_run_1" / "last_checkpoint").read_text() == "model_final.pth"
+    for described in ("config.yaml", "run.json", "results.json", "clusters.csv"):
+        assert (run / "earlier_run_1" / described).read_bytes() == (unbroken / described).read_bytes()
+    assert read_settings(run / "config.yaml")["MODEL"]["WEIGHTS"] == str(weights)
     again = ICETrainer(ice_config(OUTPUT_DIR=str(run), **SETTINGS))
     again.resume_or_load(resume=True)
     assert again.start_epoch == 0 and resumable_checkpoints(run) == []
     shutil.copy(unbroken / "model_0000.pth", run)
     assert set_aside_checkpoints(run) == run / "earlier_run_2"
-    assert [path.name for path in (run / "earlier_run_2").iterdir()] == ["model_0000.pth"]
+    assert sorted(path.name for path in (run / "earlier_run_2").iterdir()) == ["config.yaml", "model_0000.pth"]
 
 
 def test_checkpoints_in_the_order_of_their_writing(tmp_path):
@@ -276,3 +286,37 @@ def test_tensorboard_forgets_what_is_trained_again(unbroken, tmp_path):
         events.Reload()
         steps.append([event.step for event in events.Scalars("total_loss")])
     assert steps[0] == steps[1] and len(set(steps[0])) == len(steps[0])
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ([(3, None)], None),
+        ([(2, None)], r"process 0: 3, process 1: 2\. All machines"),
+        ([(None, None)], "process 0: 3, process 1: none"),
+        ([(None, "model_0002.pth is half a file")], "Another process cannot resume: model_0002.pth is half a file"),
+    ],
+)
+def test_processes_go_on_from_the_same_epoch(others, said, monkeypatch):
+    """Of two machines without a common folder one would begin anew, and both would wait for each other."""
+    monkeypatch.setattr("fastreid_ice.engine.resuming.comm.all_gather", lambda mine: [mine, *others])
+    if said is None:
+        agree_on_epoch({"epoch": 2}, None, "run")
+        return
+    with pytest.raises((FileNotFoundError, RuntimeError), match=said):
+        agree_on_epoch({"epoch": 2}, None, "run")
+
+
+def test_another_schedule_is_not_taken_without_a_word(unbroken, tmp_path, caplog):
+    """The rate of a cosine that was planned for three epochs would climb again."""
+    run = tmp_path / "run"
+    train(run, SOLVER__SCHED="CosineAnnealingLR")
+    longer = {**SETTINGS, "SOLVER__MAX_EPOCH": 6, "SOLVER__SCHED": "CosineAnnealingLR", "SOLVER__BASE_LR": 1e-3}
+    trainer = ICETrainer(ice_config(OUTPUT_DIR=str(run), **longer))
+    assert schedule_constants(trainer.scheduler)["SOLVER.MAX_EPOCH"] == 6
+    trainer.resume_or_load(resume=True)
+    assert "SOLVER.MAX_EPOCH and SOLVER.BASE_LR changed since the checkpoint" in caplog.text
+    caplog.clear()
+    shutil.copytree(unbroken, tmp_path / "other")
+    ICETrainer(ice_config(OUTPUT_DIR=str(tmp_path / "other"), **SETTINGS)).resume_or_load(resume=True)
+    assert "changed since" not in caplog.text

@@ -86,6 +86,17 @@ WRONG_KEYS = [
     ({"MODEL.BACKBON.NAME": "x"}, ["no config key MODEL.BACKBON", "did you mean BACKBONE"]),
     ({"MODEL.BACKBONE": "x"}, ["MODEL.BACKBONE is a group of keys"]),
     ({"OUTPUT_DIR": ""}, ["OUTPUT_DIR is empty"]),
+    ({"DATASETS.TESTS": None}, ["DATASETS.TESTS is None", "must be a tuple"]),
+    ({"CLUSTERING.K1": None}, ["CLUSTERING.K1 is None", "a whole number"]),
+    ({"MODEL.BACKBONE.FEAT_DIM": 2048}, ["MODEL.BACKBONE.FEAT_DIM is 2048", "has 32 channels"]),
+    (
+        {"SOLVER.WARMUP_FACTOR": 0, "SOLVER.WARMUP_EPOCHS": 2},
+        ["SOLVER.WARMUP_FACTOR is 0", "SOLVER.WARMUP_EPOCHS", "above 0"],
+    ),
+    (
+        {"TEST.PRECISE_BN.ENABLED": True, "TEST.PRECISE_BN.DATASET": "Tiny"},
+        ["TEST.PRECISE_BN.DATASET", "'Tiny'", "TinyReID"],
+    ),
 ]
 
 
@@ -257,7 +268,8 @@ def test_a_mistake_of_ours_keeps_its_traceback(capsys):
 
 
 def test_two_processes_tell_one_line(tmp_path, capsys):
-    argv = train(tmp_path / "run", **{"SOLVER.IMS_PER_BATCH": 8, "DATASETS.NAMES": "('Market1501',)"})
+    keys = {"SOLVER.IMS_PER_BATCH": 8, "DATASETS.NAMES": "('Market1501',)", "MODEL.BACKBONE.FEAT_DIM": 128}
+    argv = train(tmp_path / "run", **keys)
     argv[argv.index("MODEL.BACKBONE.NAME") + 1] = "build_osnet_backbone"  # spawned processes do not import tests.tiny
     argv += ["DATASETS.TESTS", "('Market1501',)"]
     line = fails(capsys, "--num-gpus", 2, "--dist-url", "auto", *argv)
@@ -269,3 +281,14 @@ def test_messages():
     assert one_line(ValueError("a\n   b")) == "a b" and one_line(ValueError()) == "ValueError"
     assert closest("xyz", ["Market1501"]) == ""
     assert of_child_process(ValueError("of this process")) is None
+
+
+def test_the_home_folder(tmp_path, monkeypatch):
+    """fastreid opens files by the names that it is given."""
+    from fastreid_ice.config_files import load_config
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keys = ("MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAIN_PATH", "OUTPUT_DIR")
+    cfg = load_config(DEMO, [text for key in keys for text in (key, "~/x")])
+    found = (cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.PRETRAIN_PATH, cfg.OUTPUT_DIR)
+    assert found == (str(tmp_path / "x"),) * 3

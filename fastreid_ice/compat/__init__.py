@@ -21,7 +21,7 @@ from fastreid_ice.compat.evaluation import (
 )
 from fastreid_ice.compat.imports import repair_imports
 from fastreid_ice.compat.launching import repair_launch
-from fastreid_ice.compat.loading import repair_loader_device, repair_loader_thread
+from fastreid_ice.compat.loading import repair_loader_device, repair_loader_thread, repair_reading
 from fastreid_ice.compat.source import require_fastreid
 from fastreid_ice.compat.training import (
     repair_ddp_on_the_cpu,
@@ -29,7 +29,7 @@ from fastreid_ice.compat.training import (
     repair_optimizer,
     repair_unknown_device,
 )
-from fastreid_ice.compat.transforms import repair_affine, repair_to_tensor
+from fastreid_ice.compat.transforms import repair_affine, repair_random_patch, repair_to_tensor
 
 __all__ = ["REPAIRS", "apply", "device_in_use", "require_fastreid", "use_device"]
 
@@ -39,6 +39,7 @@ REPAIRS = (
     repair_loss_logging,
     repair_ddp_on_the_cpu,
     repair_unknown_device,
+    repair_reading,
     repair_loader_device,
     repair_loader_thread,
     repair_compilation,
@@ -50,6 +51,7 @@ REPAIRS = (
     repair_launch,
     repair_affine,
     repair_to_tensor,
+    repair_random_patch,
     repair_checkpointer,
 )
 

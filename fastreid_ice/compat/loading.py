@@ -13,8 +13,11 @@ from fastreid_ice.compat.device import device_in_use
 from fastreid_ice.compat.rebinding import replace, upstream, wrap
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
+
+from fastreid_ice.image_files import as_rgb
 
 
 class DeviceLoader(DataLoader):
@@ -104,6 +107,20 @@ class DeviceBatches:
                 self._thread.queue.get(timeout=0.1)
             except queue.Empty:
                 continue
+
+
+def repair_reading() -> None:
+    """data/data_utils.py:17: without a format, palettes are read as their indices, and opacity is a fourth colour.
+
+    Every picture has three colours of a byte each now, as the other views of a file have them (checks, sheets).
+    """
+
+    @wrap(upstream("data.data_utils"), "read_image", upstream("data.common"))
+    def read_image(original, file_name, format=None):
+        if format is not None:
+            return original(file_name, format)
+        with Image.open(file_name) as opened:
+            return as_rgb(opened)
 
 
 def repair_loader_device() -> None:

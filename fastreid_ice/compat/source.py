@@ -24,9 +24,13 @@ FINGERPRINTS: dict[str, dict[str, str]] = {
     "data/data_utils.py": {
         "BackgroundGenerator": "b09739e451c26a0b",
         "DataLoaderX": "0f618ebad63c32b1",
+        "read_image": "390b0ce0059a290a",
     },
     "data/transforms/functional.py": {
         "to_tensor": "329c85fc673578fe",
+    },
+    "data/transforms/transforms.py": {
+        "RandomPatch": "92a6c7b3c1c09fe9",
     },
     "engine/launch.py": {
         "launch": "40787d113e569433",

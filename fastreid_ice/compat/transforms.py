@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
-from fastreid_ice.compat.rebinding import replace, upstream
+from fastreid_ice.compat.rebinding import replace, upstream, wrap
 
 import numpy as np
 import torch
@@ -52,3 +53,26 @@ def repair_to_tensor() -> None:
     """
     functional, transforms = upstream("data.transforms.functional"), upstream("data.transforms.transforms")
     replace(functional, "to_tensor", lambda original: pixels_to_tensor, transforms)
+
+
+PATCHES = 1000  # upstream: 50,000
+
+
+class _Patches(deque):
+    """Patches of their own memory."""
+
+    def append(self, patch: torch.Tensor) -> None:
+        super().append(patch.clone())
+
+
+def repair_random_patch() -> None:
+    """data/transforms/transforms.py:95: ``INPUT.RPT`` keeps parts of images that hold the whole images in memory.
+
+    With 50,000 of them that was all images of an epoch, 10 GB at 256 x 128. A patch that is kept changed, too, when
+    another was laid over its image. Now each worker keeps copies of the last 1,000 patches.
+    """
+
+    @wrap(upstream("data.transforms.transforms").RandomPatch, "__init__")
+    def initialise(original, self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.patchpool = _Patches(maxlen=min(PATCHES, self.patchpool.maxlen))

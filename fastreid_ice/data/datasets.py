@@ -68,7 +68,7 @@ def load_training_images(cfg: CfgNode) -> TrainingImages:
     Raises:
         FileNotFoundError: a dataset's folder is not there, or holds no training image.
         ValueError: an unknown dataset, or one without camera ids while they are used, or without what
-            ``CLUSTERING.TRACKS`` needs.
+            ``CLUSTERING.TRACKS`` needs; an image that is in two of them.
     """
     items: list[Item] = []
     tracks: dict[str, tuple[Any, int | None]] = {}
@@ -77,6 +77,7 @@ def load_training_images(cfg: CfgNode) -> TrainingImages:
         items += dataset.train
         tracks.update({path: ((name, track), frame) for path, (track, frame) in getattr(dataset, "tracks", {}).items()})
     items.sort(key=lambda item: item[0])
+    check_once(items, "DATASETS.NAMES")
     cameras = [item[2] for item in items] if cfg.DATASETS.USE_CAMERAS else [0] * len(items)
     images = TrainingImages(
         tuple(str(item[0]) for item in items),
@@ -87,6 +88,19 @@ def load_training_images(cfg: CfgNode) -> TrainingImages:
     )
     check_tracks(cfg.CLUSTERING.TRACKS, images.tracks)
     return images
+
+
+def check_once(items: Sequence[Item], key: str) -> None:
+    """Raise ValueError where an image is there twice: its twin would be its nearest neighbour in every clustering."""
+    seen: set[str] = set()
+    for item in items:
+        path = os.path.abspath(str(item[0]))
+        if path in seen:
+            raise ValueError(
+                f"{key} has {item[0]} twice: two of the datasets share images, as Market1501 and Market1501Half do. "
+                "Name one of them."
+            )
+        seen.add(path)
 
 
 def load_training_set(cfg: CfgNode, name: str, key: str) -> ImageDataset:

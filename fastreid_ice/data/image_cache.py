@@ -29,7 +29,7 @@ from fastreid_ice.files import flush_to_disk, remove_leftovers, replacing
 logger = logging.getLogger(__name__)
 
 KINDS = ("none", "ram", "disk")
-VERSION = 1
+VERSION = 2  # 1 kept palettes' indices
 BLOCK = 256  # images that are decoded before they are written
 ABANDONED = 3600.0  # seconds after which a temporary file that nobody writes to is nobody's
 
@@ -89,7 +89,7 @@ class ImageCache:
 
         Raises:
             ValueError: it does not begin with a resize.
-            RuntimeError: an image cannot be read, or not kept as three bytes a pixel; names it.
+            RuntimeError: an image cannot be read; names it.
         """
         if self._kind == "none":
             return None
@@ -168,15 +168,9 @@ class ImageCache:
 def _resizer(resize: Any) -> Callable[[str], np.ndarray]:
     def pixels(path: str) -> np.ndarray:
         try:
-            found = np.asarray(resize(read_image(path)))
+            return np.asarray(resize(read_image(path)))
         except Exception as error:
             raise RuntimeError(f"{path} cannot be read as an image ({error}). Repair or remove the file.") from error
-        if found.shape != (*resize.size, 3) or found.dtype != np.uint8:
-            raise RuntimeError(
-                f"{path} is an image of {found.dtype} {found.shape}; DATALOADER.CACHE needs three colours of a byte "
-                "each. Convert the file, or set DATALOADER.CACHE none."
-            )
-        return found
 
     return pixels
 

@@ -25,6 +25,6 @@ def number_names(values: Sequence[Any]) -> np.ndarray:
 def natural_key(value: Any) -> tuple:
     """A key by which "cam9" comes before "cam10"; different values have different keys, so that no order is chance."""
     if not isinstance(value, str):
-        return "", value
+        return (), value
     parts = re.split(r"(\d+)", value)
-    return (*(int(part) if i % 2 else part for i, part in enumerate(parts)), value)
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), value

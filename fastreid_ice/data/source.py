@@ -12,7 +12,7 @@ from fastreid.config import CfgNode
 from torch import Tensor
 
 from fastreid_ice.config import source_ims_per_batch
-from fastreid_ice.data.datasets import Item, TrainingImages, load_training_set
+from fastreid_ice.data.datasets import Item, TrainingImages, check_once, load_training_set
 from fastreid_ice.data.numbering import number_names
 
 
@@ -28,7 +28,7 @@ def load_source_images(cfg: CfgNode, target: TrainingImages) -> TrainingImages |
 
     Raises:
         FileNotFoundError: a dataset's folder is not there, or holds no training image.
-        ValueError: an image without identity, or one of the target; fewer classes than a batch needs; what
+        ValueError: an image without identity, twice, or one of the target; fewer classes than a batch needs; what
             :func:`load_training_set` says.
     """
     if not cfg.DATASETS.SOURCE:
@@ -39,6 +39,7 @@ def load_source_images(cfg: CfgNode, target: TrainingImages) -> TrainingImages |
         _check_labelled(name, found)
         items += [(str(path), f"{name} {identity}", f"{name} {camera}") for path, identity, camera in found]
     items.sort(key=lambda item: item[0])
+    check_once(items, "DATASETS.SOURCE")
     _check_apart(items, target)
     cameras = [item[2] for item in items] if cfg.DATASETS.USE_CAMERAS else [""] * len(items)
     images = TrainingImages(

@@ -24,6 +24,7 @@ from fastreid_ice.data.samplers import check_batch
 from fastreid_ice.engine.amp import Precision
 from fastreid_ice.engine.inference import ENGINES, check_engine
 from fastreid_ice.errors import look_up, registered_names
+from fastreid_ice.modeling.arithmetic import backbone_dimensions
 from fastreid_ice.modeling.bn_chunks import chunks_per_process
 from fastreid_ice.modeling.heads import MemoryBankHead
 from fastreid_ice.modeling.losses import build_losses
@@ -152,6 +153,12 @@ def check_model(cfg: CfgNode) -> None:
     _check_kind(REID_HEADS_REGISTRY, cfg.MODEL.HEADS.NAME, "MODEL.HEADS.NAME", MemoryBankHead)
     build_memory(cfg)
     build_losses(cfg)
+    found = backbone_dimensions(cfg)
+    if found is not None and found != cfg.MODEL.BACKBONE.FEAT_DIM:
+        raise ValueError(
+            f"MODEL.BACKBONE.FEAT_DIM is {cfg.MODEL.BACKBONE.FEAT_DIM}, but {cfg.MODEL.BACKBONE.NAME} with "
+            f"MODEL.BACKBONE.DEPTH {cfg.MODEL.BACKBONE.DEPTH} has {found} channels; set it to that"
+        )
     _check_device(cfg.MODEL.DEVICE)
     for key in ("MODEL.WEIGHTS",) + (("MODEL.BACKBONE.PRETRAIN_PATH",) if cfg.MODEL.BACKBONE.PRETRAIN else ()):
         path = _value(cfg, key)
@@ -185,6 +192,8 @@ def check_config(cfg: CfgNode) -> None:
     _check_datasets(cfg.DATASETS.NAMES, "DATASETS.NAMES")
     _check_memory(cfg)
     _check_datasets(cfg.DATASETS.SOURCE, "DATASETS.SOURCE")
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        _check_datasets((cfg.TEST.PRECISE_BN.DATASET,), "TEST.PRECISE_BN.DATASET")
     twice = [name for name in cfg.DATASETS.SOURCE if name in cfg.DATASETS.NAMES]
     if twice:
         raise ValueError(
@@ -313,6 +322,11 @@ def _check_chunks(cfg: CfgNode, size: int, processes: int, key: str) -> None:
 
 def _check_warmup(cfg: CfgNode) -> None:
     solver = cfg.SOLVER
+    if solver.WARMUP_EPOCHS > 0 and not solver.WARMUP_FACTOR:
+        raise ValueError(
+            f"SOLVER.WARMUP_FACTOR is {solver.WARMUP_FACTOR}: the first of the {solver.WARMUP_EPOCHS} epochs of "
+            "SOLVER.WARMUP_EPOCHS would learn nothing. It must be above 0 and at most 1"
+        )
     if solver.WARMUP_EPOCHS > 0 and solver.WARMUP_ITERS > 0:
         raise ValueError(
             f"SOLVER.WARMUP_EPOCHS ({solver.WARMUP_EPOCHS}) and SOLVER.WARMUP_ITERS ({solver.WARMUP_ITERS}) "

@@ -48,9 +48,8 @@ def setup(args: Namespace) -> CfgNode:
     cfg.freeze()
     _forget_loggers()
     _log_setup(cfg, args)
-    if comm.is_main_process():
-        with replacing(Path(cfg.OUTPUT_DIR) / CONFIG_FILE) as temporary:
-            temporary.write_text(cfg.dump(), encoding="utf-8")
+    if comm.is_main_process() and not (Path(cfg.OUTPUT_DIR) / CONFIG_FILE).exists():
+        write_config(cfg)
     if not args.eval_only:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if not getattr(args, "debug", False):
@@ -58,6 +57,16 @@ def setup(args: Namespace) -> CfgNode:
     for note in notes:
         logger.info(note)
     return cfg
+
+
+def write_config(cfg: CfgNode) -> None:
+    """Write ``<OUTPUT_DIR>/config.yaml``, by which the run's checkpoints are loaded.
+
+    Not where one is that may be of another run: an evaluation leaves it, and a training writes its own when the files
+    of the run before are out of the way (:meth:`fastreid_ice.engine.trainer.ICETrainer.resume_or_load`).
+    """
+    with replacing(Path(cfg.OUTPUT_DIR) / CONFIG_FILE) as temporary:
+        temporary.write_text(cfg.dump(), encoding="utf-8")
 
 
 def adapt_to_device(cfg: CfgNode) -> list[str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import torch
+
+from fastreid_ice.precision import full_float32, setting
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 FIXED_WORKSPACES = (":4096:8", ":16:8")  # those with which cuBLAS adds up in the same order each time
@@ -35,30 +36,13 @@ def determinism(wanted: bool) -> Iterator[None]:
     only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
     with contextlib.ExitStack() as settings:
         settings.enter_context(_fixed_workspace())
-        settings.enter_context(_set(cudnn, "deterministic", True))
-        settings.enter_context(_set(cudnn, "benchmark", False))
-        settings.enter_context(_full_float32(torch.backends.cuda.matmul, torch.backends.cuda.matmul))
-        settings.enter_context(_full_float32(getattr(cudnn, "conv", None), cudnn))
+        settings.enter_context(setting(cudnn, "deterministic", True))
+        settings.enter_context(setting(cudnn, "benchmark", False))
+        settings.enter_context(full_float32(torch.backends.cuda.matmul, torch.backends.cuda.matmul))
+        settings.enter_context(full_float32(getattr(cudnn, "conv", None), cudnn))
         settings.callback(torch.use_deterministic_algorithms, was_on, warn_only=only_warned)
         torch.use_deterministic_algorithms(True)
         yield
-
-
-def _full_float32(newer: Any, older: Any) -> contextlib.AbstractContextManager[None]:
-    """No TF32, by torch's newer setting where it has that: reading the older one raises once a user has set it."""
-    if hasattr(newer, "fp32_precision"):
-        return _set(newer, "fp32_precision", "ieee")
-    return _set(older, "allow_tf32", False)
-
-
-@contextlib.contextmanager
-def _set(settings: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(settings, name)
-    setattr(settings, name, value)
-    try:
-        yield
-    finally:
-        setattr(settings, name, before)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
 
     fastreid makes a group of every parameter and merges them only with ``ContiguousParams``, which does not work with
     torch 2. A group is one call of foreach or fused kernels. On the CPU torch goes from parameter to parameter either
-    way: the same numbers bit for bit. On a GPU the update is fused where the optimizer has that.
+    way: the same numbers bit for bit. On a GPU the update is fused where the optimizer has that. Frozen layers
+    (``MODEL.FREEZE_LAYERS``) have groups of their own, with ``freeze_status`` "freeze";
+    :class:`fastreid_ice.engine.hooks.training.FrozenLayersHook` keeps them as they are.
 
     Args:
         cfg: its SOLVER node and ``MODEL.FREEZE_LAYERS``.
@@ -29,7 +31,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     """
     unmerged = build_with_a_group_per_parameter(cfg, model)[0]
     options = {"fused": True} if _can_be_fused(unmerged) else {}
-    return type(unmerged)([{**group, **options} for group in _merged(unmerged.param_groups)], **options)
+    kind = type(unmerged)
+    if cfg.MODEL.FREEZE_LAYERS and cfg.SOLVER.FREEZE_ITERS > 0:
+        kind = kind.__mro__[1]  # without upstream's freezing, which counts anew when a run is resumed
+    return kind([{**group, **options} for group in _merged(unmerged.param_groups)], **options)
 
 
 def _merged(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

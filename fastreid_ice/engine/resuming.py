@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
+from fastreid.utils import comm
 
 from fastreid_ice.engine.checkpoints import UnreadableCheckpointError
 from fastreid_ice.errors import one_line
@@ -29,6 +32,20 @@ RUN_FILES = (
     "report.html",
 )
 
+# What says of a run's checkpoints what they are. Not metrics.json and log.txt: loggers hold them open.
+_DESCRIPTIONS = ("config.yaml", "run.json", "results.json", "clusters.csv", "report.html")
+
+# What a schedule keeps in its state, and the keys that it is made from.
+_CONSTANTS = {
+    "T_max": "SOLVER.MAX_EPOCH",
+    "eta_min": "SOLVER.ETA_MIN_LR",
+    "milestones": "SOLVER.STEPS",
+    "gamma": "SOLVER.GAMMA",
+    "total_iters": "SOLVER.WARMUP_EPOCHS",
+    "start_factor": "SOLVER.WARMUP_FACTOR",
+    "base_lrs": "SOLVER.BASE_LR",
+}
+
 _CHECKPOINT = re.compile(r"model_(best|final|\d+)")
 
 
@@ -49,7 +66,7 @@ def resumable_checkpoints(folder: str | Path) -> list[Path]:
 
 
 def set_aside_checkpoints(folder: str | Path) -> Path | None:
-    """Move the checkpoints of a run before into a folder of their own, so that no later one is taken for theirs.
+    """Move the checkpoints of a run before into a folder of their own, with its config and results.
 
     A new run in the same folder could be killed before its first checkpoint; to resume would then go on with the old
     run. And the old run's best epoch could pass for the new one's.
@@ -66,10 +83,62 @@ def set_aside_checkpoints(folder: str | Path) -> Path | None:
         number += 1
     target = folder / f"{SET_ASIDE}_{number}"
     target.mkdir()
-    for path in [folder / LAST_CHECKPOINT, *checkpoints]:
+    for path in [folder / LAST_CHECKPOINT, *checkpoints, *(folder / name for name in _DESCRIPTIONS)]:
         if path.is_file():
             path.rename(target / path.name)
     return target
+
+
+def schedule_constants(schedules: Mapping[str, Any]) -> dict[str, Any]:
+    """What the schedules of a learning rate are made from, by config key."""
+    found: dict[str, Any] = {}
+    for schedule in schedules.values():
+        for part in getattr(schedule, "_schedulers", [schedule]):
+            found.update({key: vars(part)[name] for name, key in _CONSTANTS.items() if name in vars(part)})
+    return found
+
+
+def warn_of_other_schedule(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Say which keys of the config have no effect, because the schedule goes on as the checkpoint has it.
+
+    Args:
+        before: :func:`schedule_constants` as the config makes them.
+        after: as the checkpoint has them.
+    """
+    ignored = [key for key, value in before.items() if key in after and after[key] != value]
+    if ignored:
+        logger.warning(
+            "%s changed since the checkpoint, but its learning rate goes on as it was planned then. Start a new run "
+            "(another OUTPUT_DIR, MODEL.WEIGHTS this checkpoint) for another schedule.",
+            " and ".join(ignored),
+        )
+
+
+def agree_on_epoch(stored: Mapping[str, Any] | None, problem: Exception | None, folder: str) -> None:
+    """Raise in all processes, where they cannot all go on from the same epoch.
+
+    Args:
+        stored: the checkpoint that this process has loaded, or None for none.
+        problem: why it could not, or None.
+        folder: of the run.
+
+    Note:
+        A collective.
+    """
+    mine = None if stored is None else stored.get("epoch", -1) + 1
+    found = comm.all_gather((mine, None if problem is None else one_line(problem)))
+    if problem is not None:
+        raise problem
+    if any(other for _, other in found):
+        raise RuntimeError(f"Another process cannot resume: {next(other for _, other in found if other)}")
+    if len({epoch for epoch, _ in found}) > 1:
+        told = ", ".join(
+            f"process {rank}: {'none' if epoch is None else epoch}" for rank, (epoch, _) in enumerate(found)
+        )
+        raise FileNotFoundError(
+            f"The processes find other checkpoints in OUTPUT_DIR ({folder}), epochs done: {told}. All machines of a "
+            "run need the same folder; the first process alone writes checkpoints."
+        )
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -24,20 +24,28 @@ from fastreid_ice.data.datasets import load_test_images, load_training_images
 from fastreid_ice.data.loaders import EpochLoader, build_test_loader
 from fastreid_ice.data.source import load_source_images
 from fastreid_ice.engine.amp import Precision
-from fastreid_ice.engine.checkpoints import read_checkpoint
+from fastreid_ice.engine.checkpoints import UnreadableCheckpointError, read_checkpoint
 from fastreid_ice.engine.checks import check_config
+from fastreid_ice.engine.configure import write_config
 from fastreid_ice.engine.determinism import determinism
 from fastreid_ice.engine.hooks.checkpointing import BestEpochHook, CheckpointHook, RunState
 from fastreid_ice.engine.hooks.clustering import ClusteringHook
 from fastreid_ice.engine.hooks.evaluation import EvaluationHook
 from fastreid_ice.engine.hooks.manifest import ManifestHook
 from fastreid_ice.engine.hooks.recorder import EpochRecorder
-from fastreid_ice.engine.hooks.training import BufferSyncHook, LRScheduler, StepHook, unwrap
+from fastreid_ice.engine.hooks.training import BufferSyncHook, FrozenLayersHook, LRScheduler, StepHook, unwrap
 from fastreid_ice.engine.hooks.writers import JSONWriter, MetricPrinter, TensorboardWriter, WriterHook
 from fastreid_ice.engine.inference import inference_engine
 from fastreid_ice.engine.loss_log import LossLog
 from fastreid_ice.engine.optimizer import adapt_checkpoint, build_optimizer
-from fastreid_ice.engine.resuming import RUN_FILES, load_newest, set_aside_checkpoints
+from fastreid_ice.engine.resuming import (
+    RUN_FILES,
+    agree_on_epoch,
+    load_newest,
+    schedule_constants,
+    set_aside_checkpoints,
+    warn_of_other_schedule,
+)
 from fastreid_ice.engine.source import SourceClasses
 from fastreid_ice.engine.step import TrainingStep
 from fastreid_ice.evaluation.evaluator import ICEReidEvaluator
@@ -105,14 +113,31 @@ class ICETrainer(DefaultTrainer):
         """
         if comm.is_main_process():
             remove_leftovers(self.cfg.OUTPUT_DIR, RUN_FILES)
-        stored = load_newest(self.cfg.OUTPUT_DIR, self.checkpointer.load) if resume else None
-        if stored is not None:
-            self.start_epoch = stored.get("epoch", -1) + 1
+        if resume and self._resume():
             return
         self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
         comm.synchronize()  # the weights may be in the folder
-        if comm.is_main_process() and (earlier := set_aside_checkpoints(self.cfg.OUTPUT_DIR)):
-            logger.warning("%s holds checkpoints of a run before: moved to %s", self.cfg.OUTPUT_DIR, earlier)
+        if comm.is_main_process():
+            if earlier := set_aside_checkpoints(self.cfg.OUTPUT_DIR):
+                logger.warning("%s holds checkpoints of a run before: moved to %s", self.cfg.OUTPUT_DIR, earlier)
+            write_config(self.cfg)
+
+    def _resume(self) -> bool:
+        """Whether there is a checkpoint to go on from, which is then loaded; the same in all processes."""
+        planned = schedule_constants(self.scheduler)
+        stored, problem = None, None
+        try:
+            stored = load_newest(self.cfg.OUTPUT_DIR, self.checkpointer.load)
+        except (UnreadableCheckpointError, ValueError, OSError) as error:
+            problem = error
+        agree_on_epoch(stored, problem, self.cfg.OUTPUT_DIR)
+        if stored is None:
+            return False
+        self.start_epoch = stored.get("epoch", -1) + 1
+        warn_of_other_schedule(planned, schedule_constants(self.scheduler))
+        if comm.is_main_process():
+            write_config(self.cfg)
+        return True
 
     def train(self) -> dict | None:
         """Train and return the last evaluation; a run that is finished already is only evaluated.
@@ -121,10 +146,10 @@ class ICETrainer(DefaultTrainer):
             Scores in percent, in the main process; None without ``DATASETS.TESTS``.
         """
         if self.start_epoch >= self.max_epoch:
+            falls = self.cfg.SOLVER.SCHED == "CosineAnnealingLR"  # planned to its end when the run began
+            advice = "" if falls else " Raise SOLVER.MAX_EPOCH to go on."
             logger.info(
-                "Epoch %d of %d was reached before: nothing to train. Raise SOLVER.MAX_EPOCH to go on.",
-                self.start_epoch,
-                self.max_epoch,
+                "Epoch %d of %d was reached before: nothing to train.%s", self.start_epoch, self.max_epoch, advice
             )
             for hook in self._hooks:
                 if isinstance(hook, ManifestHook):
@@ -166,7 +191,7 @@ class ICETrainer(DefaultTrainer):
         return built
 
     def _optional_hooks(self) -> list[HookBase]:
-        """fastreid's PreciseBN and LayerFreeze, where the config asks for them."""
+        """fastreid's PreciseBN, and frozen layers, where the config asks for them."""
         cfg = self.cfg
         built: list[HookBase] = []
         if cfg.TEST.PRECISE_BN.ENABLED and hooks.get_bn_modules(self.model):
@@ -176,10 +201,14 @@ class ICETrainer(DefaultTrainer):
             precise.DATALOADER.CACHE = "none"
             precise.DATASETS.NAMES = (cfg.TEST.PRECISE_BN.DATASET,)
             precise.DATASETS.SOURCE = ()
-            loader = self.build_train_loader(precise)  # of its own, so as not to affect the training's
+            try:
+                loader = self.build_train_loader(precise)  # of its own, so as not to affect the training's
+            except (FileNotFoundError, ValueError) as error:
+                raise type(error)(f"TEST.PRECISE_BN.DATASET {cfg.TEST.PRECISE_BN.DATASET}: {error}") from error
             built.append(hooks.PreciseBN(self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER))
         if cfg.MODEL.FREEZE_LAYERS and cfg.SOLVER.FREEZE_ITERS > 0:
-            built.append(hooks.LayerFreeze(self.model, cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS))
+            layers = cfg.MODEL.FREEZE_LAYERS
+            built.append(FrozenLayersHook(self.model, self.optimizer, layers, cfg.SOLVER.FREEZE_ITERS))
         return built
 
     def _evaluate(self) -> dict:

@@ -29,6 +29,19 @@ def image_flops(cfg: CfgNode) -> int:
     return counter.get_total_flops()
 
 
+def backbone_dimensions(cfg: CfgNode) -> int | None:
+    """Channels of the backbone's output, on shapes alone; None where a backbone cannot be built or run so."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.PRETRAIN = False
+    height, width = cfg.INPUT.SIZE_TEST
+    try:
+        with torch.device("meta"), torch.no_grad():
+            return int(build_backbone(cfg).eval()(torch.empty(1, 3, height, width)).shape[1])
+    except Exception:  # a backbone of the user's may do anything
+        return None
+
+
 def training_flops(cfg: CfgNode, train_images: int, test_images: int) -> dict[str, float]:
     """Floating-point operations of a whole training, by stage.
 

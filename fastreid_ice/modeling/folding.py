@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from fastreid_ice.precision import exact_float32
+
 logger = logging.getLogger(__name__)
 
 # Largest difference that counts as rounding, as a share of the largest value of the embeddings.
@@ -29,7 +31,9 @@ def fold_encoder(encoder: nn.Module, images: Tensor) -> nn.Module:
     Returns:
         The copy; the encoder itself where a copy does not give the same embeddings, which is logged.
     """
-    with torch.no_grad():
+    # Compared in float32: in a shorter type, which may come later, rounding would hide what folding does.
+    with torch.no_grad(), exact_float32(images.device):
+        images = images.float()
         expected = encoder(images)
         folded = copy.deepcopy(encoder)
         pairs = _pairs(folded, images)

@@ -233,7 +233,9 @@ class MomentumMemory(MemoryBank):
         self._move(self.centroids, labels, images, self.choice)
 
     def _move(self, rows: Tensor, owners: Tensor, images: Tensor, choice: str) -> None:
-        """Move row owners[i] towards images[i], in place; a row may own several of the (B, D) images."""
+        """Move row owners[i] towards images[i], in place; a row may own several of the (B, D) images; B may be 0."""
+        if not len(owners):
+            return
         if choice == "each":
             for owner, image in zip(owners.split(1), images.split(1)):
                 rows.index_copy_(0, owner, self._between(rows.index_select(0, owner), image))

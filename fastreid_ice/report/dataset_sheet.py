@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fastreid_ice.files import replacing
+from fastreid_ice.image_files import as_rgb
 from fastreid_ice.report.contact_sheet import FAINT, GAP, HEADER, INK, PAPER
 
 # Sizes in pixels.
@@ -82,5 +83,5 @@ def _short(name: str) -> str:
 
 def _thumbnail(path: str | os.PathLike, width: int) -> Image.Image:
     with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened).convert("RGB")
+        image = as_rgb(opened)
     return ImageOps.pad(image, (width, THUMBNAIL), color=(240, 240, 242))

@@ -14,6 +14,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
+from fastreid_ice.image_files import as_rgb
 from fastreid_ice.report.curves import COLOURS
 
 BOX = (80, 128)  # pixels into which a thumbnail fits
@@ -153,7 +154,7 @@ def _jpeg(path: Path) -> tuple[bytes, tuple[int, int]]:
     advice = "Make the report without pictures, or from where its images are."
     try:
         with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
+            image = as_rgb(opened)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: the report needs this image, and it is not there. {advice}") from None
     except (OSError, ValueError) as error:

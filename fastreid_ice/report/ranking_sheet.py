@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fastreid_ice.files import replacing
+from fastreid_ice.image_files import as_rgb
 from fastreid_ice.report.contact_sheet import FAINT, FRAME, GAP, HEADER, INK, PAPER, UNKNOWN_FRAME, WRONG
 
 logger = logging.getLogger(__name__)
@@ -200,7 +201,7 @@ def _draw_image(
     right, bottom = left + width + 2 * FRAME - 1, top + HEIGHT + 2 * FRAME - 1
     draw.rectangle([left, top, right, bottom], fill=frame)
     with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened).convert("RGB")
+        image = as_rgb(opened)
         picture = ImageOps.pad(image, (width, HEIGHT), Image.Resampling.BICUBIC, color=PAPER)
     if mark == "junk":
         picture = Image.blend(picture, Image.new("RGB", picture.size, PAPER), 0.6)

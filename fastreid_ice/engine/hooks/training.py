@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import cast
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
@@ -13,6 +15,7 @@ from fastreid.utils import comm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from fastreid_ice.modeling import ICE
 
@@ -38,6 +41,54 @@ class StepHook(HookBase):
 
     def after_epoch(self) -> None:
         self.trainer.training_step.end_epoch()
+
+
+class FrozenLayersHook(HookBase):
+    """``MODEL.FREEZE_LAYERS``: layers that stay as they are for the first ``SOLVER.FREEZE_ITERS`` steps of a run.
+
+    Their parameters are not updated, and their normalisations take the running statistics and leave them. As fastreid's
+    LayerFreeze and optimizer, but by the number of the step alone: those forget it when a run is resumed, and unfreeze
+    the statistics whenever an evaluation or an extraction sets the model back to training.
+
+    Args:
+        model: the names are matched with the beginnings of those of its modules and parameters, as patterns.
+        optimizer: that of :func:`fastreid_ice.engine.optimizer.build_optimizer`.
+        layers: MODEL.FREEZE_LAYERS.
+        steps: SOLVER.FREEZE_ITERS.
+
+    Raises:
+        ValueError: a name that no parameter has.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, layers: Sequence[str], steps: int):
+        names = [name for name, parameter in unwrap(model).named_parameters() if parameter.requires_grad]
+        for layer in layers:
+            if not any(re.match(layer, name) for name in names):
+                parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
+                raise ValueError(f"MODEL.FREEZE_LAYERS has {layer!r}, which is no part of the model; it has {parts}")
+        self._modules = [
+            module for name, module in unwrap(model).named_modules() if any(re.match(layer, name) for layer in layers)
+        ]
+        self._parameters = [
+            parameter
+            for group in optimizer.param_groups
+            if group["freeze_status"] == "freeze"
+            for parameter in group["params"]
+        ]
+        self._steps = steps
+        self._frozen = False
+        optimizer.register_step_pre_hook(self._drop_gradients)
+
+    def before_step(self) -> None:
+        was_frozen, self._frozen = self._frozen, self.trainer.iter < self._steps
+        if self._frozen or was_frozen:
+            for module in self._modules:
+                module.train(not self._frozen)
+
+    def _drop_gradients(self, *_: object) -> None:
+        if self._frozen:
+            for parameter in self._parameters:
+                parameter.grad = None
 
 
 class LRScheduler(hooks.LRScheduler):

@@ -1,0 +1,37 @@
+"""Settings of torch that are changed for a while: full float32 where a GPU would take TF32."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+
+@contextlib.contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Within it products and convolutions on a device are in float32: without autocast, and without TF32 on a GPU."""
+    cudnn = torch.backends.cudnn
+    with contextlib.ExitStack() as settings:
+        settings.enter_context(torch.autocast(device.type, enabled=False))
+        settings.enter_context(full_float32(torch.backends.cuda.matmul, torch.backends.cuda.matmul))
+        settings.enter_context(full_float32(getattr(cudnn, "conv", None), cudnn))
+        yield
+
+
+def full_float32(newer: Any, older: Any) -> contextlib.AbstractContextManager[None]:
+    """No TF32, by torch's newer setting where it has that: reading the older one raises once a user has set it."""
+    if hasattr(newer, "fp32_precision"):
+        return setting(newer, "fp32_precision", "ieee")
+    return setting(older, "allow_tf32", False)
+
+
+@contextlib.contextmanager
+def setting(settings: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(settings, name)
+    setattr(settings, name, value)
+    try:
+        yield
+    finally:
+        setattr(settings, name, before)
