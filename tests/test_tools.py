@@ -28,6 +28,10 @@ def test_train_then_evaluate(tmp_path):
     log = (tmp_path / "log.txt").read_text()
     assert "Epoch 1: " in log and "Best and last epoch" in log
     assert "Epoch 1: " not in (tmp_path / "again" / "log.txt").read_text()  # each run has its own log
+    config = (tmp_path / "config.yaml").read_text()
+    run(arguments(tmp_path, eval_only=True, **{"MODEL.WEIGHTS": weights, "TEST.FLIP.ENABLED": True}))
+    assert (tmp_path / "config.yaml").read_text() == config  # by which its checkpoints are loaded
+    assert (tmp_path / "again" / "config.yaml").is_file()
 
 
 @pytest.mark.parametrize("pictures", [True, False])
