@@ -79,7 +79,8 @@ class ReIDModel:
         if isinstance(images, Tensor):
             batch = images.float()
             if tuple(batch.shape[2:]) != self.input_size:
-                batch = F.interpolate(batch, self.input_size, mode="bicubic", align_corners=False).clamp_(0, 255)
+                resized = F.interpolate(batch, self.input_size, mode="bicubic", align_corners=False, antialias=True)
+                batch = resized.clamp_(0, 255)  # as pictures are resized
         else:
             batch = torch.stack([self._pixels(image, first + i) for i, image in enumerate(images)])
         return F.normalize(self._model(batch).float(), dim=1).cpu().numpy()

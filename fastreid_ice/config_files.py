@@ -78,7 +78,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         choices = f"; in {path.parent} there are {', '.join(beside)}" if beside else ""
         raise FileNotFoundError(f"--config-file: there is no file {path}{closest(path.name, beside)}{choices}")
     try:
-        settings = yaml.safe_load(path.read_text())
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if settings is None:

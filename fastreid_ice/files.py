@@ -70,11 +70,15 @@ def flush_to_disk(path: str | os.PathLike) -> None:
 
 
 def write_csv(path: str | os.PathLike, names: Iterable[Any], rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows under a header as comma-separated UTF-8, whole or not at all."""
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(names)
-        writer.writerows(rows)
+    """Write rows under a header as comma-separated UTF-8, whole or not at all.
+
+    Names of files that are no UTF-8 keep their bytes: read them with ``errors="surrogateescape"``.
+    """
+    with replacing(path) as temporary:
+        with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file)
+            writer.writerow(names)
+            writer.writerows(rows)
 
 
 def sha256(path: str | os.PathLike) -> str:

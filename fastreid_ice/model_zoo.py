@@ -14,12 +14,12 @@ _FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 def config_files() -> list[str]:
     """Names of all configs, such as "ICE/market.yml", sorted."""
-    return [name for name in _names() if name.split("/")[1] != _GRIDS]
+    return [name for name in _names() if not _is_grid(name)]
 
 
 def grid_files() -> list[str]:
     """Names of all files for ``tools/run_grid.py --grid-file``, such as "ICE/grids/losses.yml", sorted."""
-    return [name for name in _names() if name.split("/")[1] == _GRIDS]
+    return [name for name in _names() if _is_grid(name)]
 
 
 def get_config_file(name: str) -> str:
@@ -52,6 +52,10 @@ def _find(kind: str, name: str, names: list[str]) -> str:
 def _names() -> list[str]:
     folder = _folder()
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yml"))
+
+
+def _is_grid(name: str) -> bool:
+    return _GRIDS in name.split("/")[1:-1]
 
 
 def _folder() -> Path:

@@ -66,6 +66,9 @@ def test_tensors(model, paths):
     assert np.allclose(model.embed(tensor), model.embed(paths), atol=1e-6)
     assert np.allclose(model.embed(tensor.float()), model.embed(tensor))
     assert model.embed(torch.zeros(2, 3, 40, 30)).shape == (2, 32)
+    large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4 * height, 4 * width, 3), dtype=np.uint8))
+    pixels = torch.from_numpy(np.asarray(large).copy()).permute(2, 0, 1)[None]
+    assert np.allclose(model.embed(pixels), model.embed([large]), atol=2e-3)  # PIL rounds to bytes
 
 
 def test_embeddings_are_those_of_the_clustering(model, trained):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -134,6 +135,14 @@ def test_the_row_is_the_zoos(run, zoo):
         f"| [ICE(osnet_x0_25)]({CONFIG}) | random | {scores['Rank-1']:.1f}% | {scores['mAP']:.1f}% | "
         f"{scores['mINP']:.1f}% | [model]({NAME}.pth) |"
     )
+
+
+def test_camera_normalised_scores_are_not_in_the_row(run, tmp_path):
+    """Stock fastreid could not give them."""
+    result = export_model(run, output=tmp_path, opts=["TEST.CAMERA_NORMALIZATION", True])
+    assert any(note.startswith("TEST.CAMERA_NORMALIZATION") for note in result.notes)
+    row = (tmp_path / f"{NAME}.md").read_text().splitlines()[-1]
+    assert not re.search(r"\d\d\.\d", row)
 
 
 def test_a_checkpoint_alone_is_enough(run, tmp_path):

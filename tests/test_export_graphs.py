@@ -189,6 +189,22 @@ def test_safetensors(run, tmp_path):
     assert any("cannot load this folder" in note for note in result.notes)
 
 
+def test_safetensors_names_the_models_own_statistics(run, tmp_path):
+    """There is no graph that could correct for them."""
+    opts = ["MODEL.PIXEL_MEAN", [127.5] * 3, "MODEL.PIXEL_STD", [51.0] * 3]
+    export_model(run, format="safetensors", output=tmp_path, opts=opts)
+    for name in ("reid_config.json", "export.json"):
+        content = json.loads((tmp_path / NAME / name).read_text())
+        content = content.get("preprocessing", content)
+        assert content["mean"] == [0.5] * 3 and content["std"] == [0.2] * 3
+
+
+def test_a_run_that_evaluates_in_bfloat16(run, tmp_path):
+    """Exports compute in float32, and are compared so."""
+    opts = ["TEST.AMP", True, "SOLVER.AMP.DTYPE", "bfloat16"]
+    assert export_model(run, format="torchscript", output=tmp_path, opts=opts).max_difference < 1e-4
+
+
 def test_resnest50_is_an_architecture_of_reid(tmp_path):
     """Pooling by the mean is its generalised mean with power 1; the power is then in the file."""
     more = {"MODEL.HEADS.POOL_LAYER": "GlobalAvgPool"}

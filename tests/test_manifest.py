@@ -271,3 +271,10 @@ def test_bad_manifests_are_named(tmp_path, content, message):
 def test_a_missing_manifest_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="run.json: there is no such file"):
         read_manifest(tmp_path)
+
+
+def test_a_pattern_is_no_path():
+    manifest = start(DATASETS__FOLDER={"PATTERN": r"\d+_(?P<camera>c\d+)", "PATH": "/data/shop_a/crops"})
+    folder = manifest["config"]["DATASETS"]["FOLDER"]
+    assert folder["PATTERN"] == r"\d+_(?P<camera>c\d+)" and folder["PATH"] == "crops"
+    assert "DATASETS.FOLDER.PATH" in manifest["digests"] and "DATASETS.FOLDER.PATTERN" not in manifest["digests"]

@@ -170,3 +170,14 @@ def test_no_extra_takes_a_faiss_that_cannot_be_imported(monkeypatch):
         extra = [Requirement(line) for line in given["extras_require"]["gpu"]]
         (faiss,) = [each for each in extra if each.marker is None or each.marker.evaluate({"python_version": python})]
         assert faiss.name != "faiss-gpu" or "1.7.2" not in faiss.specifier
+
+
+def test_a_config_of_ones_own_beside_the_folders(tmp_path, monkeypatch):
+    """As the check of own images writes one: configs/my.yml."""
+    from fastreid_ice import model_zoo
+
+    (tmp_path / "ICE" / "grids").mkdir(parents=True)
+    for name in ("my.yml", "ICE/demo.yml", "ICE/grids/losses.yml"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(model_zoo, "_FOLDERS", (tmp_path,))
+    assert model_zoo.config_files() == ["ICE/demo.yml", "my.yml"] and model_zoo.grid_files() == ["ICE/grids/losses.yml"]

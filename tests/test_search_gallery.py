@@ -1,13 +1,15 @@
 """A folder of images and its index: only what has changed is read again."""
 
 import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fastreid_ice.cli.search import main
-from fastreid_ice.files import check_output
+from fastreid_ice.files import check_output, write_csv
 from fastreid_ice.search import (
     SearchIndex,
     default_index_folder,
@@ -134,6 +136,39 @@ def test_a_folder_of_unreadable_images(tmp_path, model):
     (tmp_path / "gallery" / "a.jpg").write_text("torn")
     with pytest.raises(ValueError, match="None of the 1 images in .* can be read; first: a.jpg"):
         open_gallery(model, tmp_path / "gallery", skip_unreadable=True)
+
+
+def test_the_last_image_becomes_unreadable(tmp_path, model):
+    (tmp_path / "gallery").mkdir()
+    draw(tmp_path / "gallery" / "a.png", (200, 0, 0))
+    open_gallery(model, tmp_path / "gallery")
+    (tmp_path / "gallery" / "a.png").write_text("torn")
+    with pytest.raises(ValueError, match="None of the 1 images in .* can be read; first: a.png"):
+        open_gallery(model, tmp_path / "gallery", skip_unreadable=True)
+
+
+def test_what_file_managers_leave_is_no_obstacle(folder, model):
+    open_gallery(model, folder)
+    (default_index_folder(folder) / ".DS_Store").write_text("x")
+    draw(folder / "another.png", (1, 2, 3))
+    assert open_gallery(model, folder)[1].added == ("another.png",)
+    (default_index_folder(folder) / "mine.txt").write_text("x")
+    draw(folder / "third.png", (3, 2, 1))
+    read = len(model.read)
+    with pytest.raises(ValueError, match="holds 'mine.txt'"):
+        open_gallery(model, folder)
+    assert len(model.read) == read  # before the work
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_no_utf8(tmp_path, model):
+    gallery = Path(os.fsdecode(os.fsencode(tmp_path) + b"/gal\xe9"))
+    gallery.mkdir()
+    draw(gallery / os.fsdecode(b"caf\xe9.png"), (200, 0, 0))
+    index, _ = open_gallery(model, gallery)
+    assert len(SearchIndex.open(default_index_folder(gallery))) == len(index) == 1
+    write_csv(tmp_path / "found.csv", ["path"], [[index.full_path(0)]])
+    assert b"caf\xe9.png" in (tmp_path / "found.csv").read_bytes()
 
 
 def test_an_error_of_the_model_stays_what_it_is(folder):

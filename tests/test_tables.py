@@ -588,3 +588,42 @@ def test_no_torch_is_needed():
 def test_read_run_keeps_what_it_read(tmp_path):
     run = read_run(write_run(tmp_path / "a"), name="mine")
     assert (run.name, run.tests, run.finished, len(run.records)) == ("mine", ["Market1501"], True, 2)
+
+
+def test_files_of_one_name_are_different_settings(tmp_path):
+    """The manifest has the last component of a path only."""
+    for seed, place in ((1, "msmt17"), (2, "duke"), (3, "msmt17")):
+        (tmp_path / place).mkdir(exist_ok=True)
+        (tmp_path / place / "model_best.pth").write_text(place)
+        weights = str(tmp_path / place / "model_best.pth")
+        write_run(tmp_path / f"run{seed}", seed=seed, MODEL__WEIGHTS=weights)
+    cells = pipe(benchmark_table([tmp_path / f"run{seed}" for seed in (1, 2, 3)], epochs=["last"]))
+    seeds = cells[0].index("Seeds")
+    assert sorted(line[seeds] for line in cells[1:]) == ["1", "2"]
+    assert all("model_best.pth (" in line[0] for line in cells[1:])
+
+
+def test_what_a_new_run_has_moved_aside_does_not_count(tmp_path):
+    write_run(tmp_path / "run", [row(1, 80.0)])
+    write_run(tmp_path / "run" / "earlier_run_1", [row(1, 40.0)], seed=2)
+    assert find_runs([tmp_path]) == [tmp_path / "run"]
+    assert find_runs([tmp_path / "run" / "earlier_run_1"]) == [tmp_path / "run" / "earlier_run_1"]  # asked for
+
+
+def test_the_start_where_it_was_not_evaluated(tmp_path):
+    write_run(tmp_path / "a", [row(0, 1.0), row(1, 80.0)])
+    write_run(tmp_path / "b", [row(1, 70.0)], CLUSTERING__EPS=0.6)
+    cells = pipe(benchmark_table([tmp_path], epochs=["start", "last"]))
+    epoch = cells[0].index("Epoch")
+    assert [line[epoch] for line in cells[1:]].count("start") == 1 and len(cells) == 4
+    content = yaml.safe_load(benchmark_table([tmp_path / "a"], format="model-index", epochs=["start"]).strip("-\n"))
+    (metric, *_) = content["model-index"][0]["results"][0]["metrics"]
+    assert metric == {"type": "mAP", "value": 1.0, "name": "mAP (start epoch, percent)"}
+    entry = yaml.safe_load(benchmark_table([tmp_path / "a"], format="metafile", epochs=["start"]))["Models"][0]
+    assert entry["Metadata"]["Epochs"] == 0 and "Weights" not in entry
+
+
+def test_another_protocol_is_said(tmp_path):
+    """Also where no namesake differs in it."""
+    write_run(tmp_path / "a", TEST={"RERANK": {"ENABLED": True}, "CAMERA_NORMALIZATION": True})
+    assert pipe(benchmark_table([tmp_path]))[1][0] == "ICE, re-ranked, camera-normalised test features"

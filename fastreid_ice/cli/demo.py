@@ -158,7 +158,7 @@ def run(output_dir: Path, opts: Sequence[str] = ()) -> str:
 
 def draw(training: Training, output_dir: Path) -> str:
     """Draw what a training has found, and say where."""
-    with open(training.folder / "clusters.csv", newline="", encoding="utf-8") as file:
+    with open(training.folder / "clusters.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.DictReader(file))
     labels, identities, cameras = ([int(row[name]) for row in rows] for name in ("label", "identity", "camera"))
     true = len(set(identities))

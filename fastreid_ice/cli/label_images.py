@@ -110,7 +110,7 @@ def read_clusters(path: str | os.PathLike, paths: Sequence[str]) -> Tensor:
     if not Path(path).is_file():
         raise FileNotFoundError(f"--clusters: there is no file {path}")
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             labels = {row["path"]: int(row["label"]) for row in csv.DictReader(file)}
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ValueError(f"--clusters: {path} is no clusters.csv with whole numbers as labels: {error}") from error

@@ -62,9 +62,10 @@ def run(args: argparse.Namespace) -> None:
         kind=args.kind,
         skip_unreadable=args.skip_unreadable,
     )
-    headers = ["query", "rank", "similarity", "path"]
-    sys.stdout.write(tabulate(result.rows(), headers=headers, floatfmt=".4f", tablefmt="simple") + "\n")
     if args.output:
         ranking_sheet(result.queries, result.paths, result.similarities, out_path=args.output)
     if args.csv:
         result.write_csv(args.csv)
+    headers = ["query", "rank", "similarity", "path"]
+    text = tabulate(result.rows(), headers=headers, floatfmt=".4f", tablefmt="simple") + "\n"
+    sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8"))  # a name of a file may be anything

@@ -164,7 +164,7 @@ def _last_clusters(manifest: Mapping[str, Any], rows: Sequence[Any]) -> int | No
 def _count_images(path: Path) -> int | None:
     """Number of training images by the run's clusters.csv."""
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             return sum(1 for _ in csv.reader(file)) - 1
     except (OSError, UnicodeDecodeError, csv.Error):
         return None
@@ -173,7 +173,7 @@ def _count_images(path: Path) -> int | None:
 def _read_json(path: Path, kind: type) -> Any:
     """What a file of the run holds, or nothing: an interrupted run, or a checkpoint alone, has less."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return kind()
     except (OSError, ValueError) as error:

@@ -91,6 +91,7 @@ def export_model(
     """
     _check_options(format, input_form, raw_output, opset)
     trained = load_trained_model(run, config_file=config_file, opts=opts, device="cpu")
+    vars(trained.model)["eval_dtype"] = None  # compared in float32, in which exports compute, whatever TEST.AMP says
     as_trained = load_config(config_file or trained.checkpoint.parent / CONFIG_FILE, opts)
     shown = check_images(trained.cfg, images)
     job = Job(trained, as_trained, shown, input_form or "normalized", not raw_output, opset)
@@ -164,8 +165,14 @@ def _write_safetensors(folder: Path, job: Job) -> Written:
     encoder = stock_encoder(job.trained.model)
     expected = expected_embeddings(job.trained.model, job.shown.pixels, normalized=False)
     description = describe(job.trained, job.cfg, "normalized", False, expected.shape[1])
+    # The file holds weights alone: whoever loads it normalises the pixels, and must do it as the model does.
+    model = job.cfg.MODEL
+    description |= {
+        name: [round(value / 255, 9) for value in values]
+        for name, values in (("mean", model.PIXEL_MEAN), ("std", model.PIXEL_STD))
+    }
     target = folder / tracker_name(job.cfg)
-    architecture = safetensors_format.write_safetensors(target, encoder, job.cfg.MODEL, description)
+    architecture = safetensors_format.write_safetensors(target, encoder, model, description)
     notes = []
     if architecture != safetensors_format.SBS_RESNEST50:
         notes.append(

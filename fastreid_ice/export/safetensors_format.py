@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastreid_ice.export.encoder import IMAGENET_MEAN, IMAGENET_STD
 from fastreid_ice.modeling.meta_arch import Encoder
 
 PACKAGES = ("safetensors",)
@@ -60,8 +59,8 @@ def write_safetensors(folder: Path, encoder: Encoder, model: Mapping[str, Any], 
         "architecture": architecture,
         "preprocessing": {
             "input_size": description["size"],
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
+            "mean": description["mean"],
+            "std": description["std"],
             "interpolation": "bicubic",
             "to_rgb": True,
             "resize_mode": "stretch",

@@ -6,6 +6,7 @@ path, so that it can be published as it is.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastreid_ice.files import replacing
+from fastreid_ice.files import replacing, sha256
 from fastreid_ice.report.environment import commit, machine, versions
 from fastreid_ice.report.reading import read_json
 
@@ -52,6 +53,7 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "device": str,
 }
 _PATH_KEY = re.compile(r"(^|[._])(PATH|DIR|ROOT|WEIGHTS|FILE|CSV|QUERY|GALLERY|MODEL_CONFIG)$")
+_PATTERN_KEY = re.compile(r"(^|_)PATTERN$")  # a pattern may begin with a backslash, and is no path
 _ABSOLUTE = re.compile(r"^([/~\\]|[A-Za-z]:[/\\])")
 
 
@@ -115,6 +117,7 @@ def build_manifest(
         "commit": commit(),
         "differences": {key: value for key, value in flat.items() if key not in flat_base or flat_base[key] != value},
         "config": config,
+        "digests": _digests(cfg),
     }
     for key in ("epochs_done", "steps_done", "hours", "clusters", "outliers", "scores"):
         if earlier is not None and key in earlier:
@@ -302,9 +305,19 @@ def _plain(value: Any, key: str) -> Any:
     if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
         return value
     text = str(value)
-    if _PATH_KEY.search(key) or _ABSOLUTE.match(text):
+    if not _PATTERN_KEY.search(key) and (_PATH_KEY.search(key) or _ABSOLUTE.match(text)):
         return re.split(r"[/\\]", text.split("?")[0].rstrip("/\\"))[-1]
     return text
+
+
+def _digests(cfg: Mapping[str, Any]) -> dict[str, str]:
+    """By the keys whose paths :func:`plain_config` shortens: of a file its content's digest, else the whole path's."""
+    found = {}
+    for key, value in flatten(cfg).items():
+        if isinstance(value, str) and value and _plain(value, key.rsplit(".", 1)[-1]) != value:
+            whole = hashlib.sha256(os.fsencode(value)).hexdigest()
+            found[key] = (sha256(value) if os.path.isfile(value) else whole)[:8]
+    return found
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -89,7 +89,7 @@ def write_page(run_data: ReportData, out_path: str | os.PathLike, pictures: bool
     """
     text = build_page(run_data, pictures, **options)
     with replacing(out_path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")
     logger.info("Wrote the report to %s (%.1f MB). %s", out_path, len(text) / 1e6, notice(text.count(SHOT)))
     return Path(out_path)
 

@@ -88,7 +88,7 @@ def read_clusters(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: a column or a value is missing, or is no number; names the line.
     """
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
         names = reader.fieldnames or ()
         rows = list(reader)

@@ -83,6 +83,10 @@ def update_index(
     skipped = _extract(index, wanted, states, embed, batch, skip_unreadable, save)
     refused = {name for name, _ in skipped}
     index.remove(refused & known.keys())  # the file has changed into something that cannot be read
+    if skipped and not len(index):
+        raise ValueError(
+            f"None of the {len(skipped)} images in {index.root} can be read; first: {': '.join(skipped[0])}."
+        )
     done = set(wanted) - refused
     update = GalleryUpdate(
         added=tuple(name for name in wanted if name in done and name not in known),
@@ -121,10 +125,6 @@ def _extract(
             logger.info("Extracted %d of %d images.", first + len(part), len(names))
             if save is not None and good:
                 save()
-    if names and not len(index):
-        raise ValueError(
-            f"None of the {len(names)} images in {index.root} can be read; first: {': '.join(skipped[0])}."
-        )
     return skipped
 
 
@@ -186,6 +186,7 @@ def open_gallery(
     """
     place = default_index_folder(gallery) if index_folder is None else Path(index_folder)
     fingerprint = Fingerprint(model.sha256, (model.input_size[0], model.input_size[1]))
+    check_place(place)  # before the work, not when it is to be written
     if (place / HEADER).exists():
         index = SearchIndex.open(place, fingerprint)
         if kind not in ("auto", index.kind):
@@ -194,7 +195,6 @@ def open_gallery(
                 "(--index), or remove this one to build it anew."
             )
     else:
-        check_place(place)
         index = SearchIndex(fingerprint, kind=kind)
     update = update_index(index, gallery, model.embed, skip_unreadable=skip_unreadable, save=lambda: index.save(place))
     logger.info("Search index %s: %d images; %s.", place, len(index), update)

@@ -80,7 +80,8 @@ def write_folder(folder: Path, header: dict, vectors: Vectors, entries: list[Ent
     temporary = folder.with_name(f".{secrets.token_hex(4)}.{folder.name}")
     try:
         temporary.mkdir()
-        faiss.write_index(vectors.index, str(temporary / VECTORS))
+        with open(temporary / VECTORS, "wb") as vector_file:  # faiss itself knows paths in UTF-8 only
+            faiss.write_index(vectors.index, faiss.PyCallbackIOWriter(vector_file.write))  # type: ignore[attr-defined]
         with open(temporary / IMAGES, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
@@ -104,11 +105,16 @@ def check_place(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise ValueError(f"The search index would take the place of the file {folder}. Name another folder (--index).")
-    others = sorted(entry.name for entry in folder.iterdir() if entry.name not in FILES)
+    others = sorted(entry.name for entry in folder.iterdir() if entry.name not in FILES and not _is_litter(entry.name))
     if others:
         raise ValueError(
             f"{folder} is no search index: it holds {others[0]!r}, which would be lost. Name another folder (--index)."
         )
+
+
+def _is_litter(name: str) -> bool:
+    """What file managers leave in any folder that they have shown."""
+    return name in (".DS_Store", "Thumbs.db", "desktop.ini") or name.startswith("._")
 
 
 def _put(temporary: Path, folder: Path) -> None:
@@ -138,7 +144,9 @@ def read_folder(folder: Path) -> tuple[Header, Vectors, list[Entry]]:
     if size != header.vector_bytes:
         raise ValueError(_damaged(folder, f"{VECTORS} has {size:,} bytes, {header.vector_bytes:,} were written"))
     try:
-        vectors = Vectors(faiss.read_index(str(path)), **header.vectors)
+        with open(path, "rb") as vector_file:
+            read = faiss.PyCallbackIOReader(vector_file.read)  # type: ignore[attr-defined]
+            vectors = Vectors(faiss.read_index(read), **header.vectors)
         entries = _read_entries(folder / IMAGES)
     except (RuntimeError, OSError, ValueError, TypeError, csv.Error) as error:
         raise ValueError(_damaged(folder, str(error).splitlines()[0])) from error

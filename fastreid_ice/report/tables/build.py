@@ -48,6 +48,12 @@ IGNORED = {
 _DATA_KEYS = {"DATASETS.NAMES", "DATASETS.TESTS"}
 _TRAINING_SETS = {"MSMT17TrainVal": "MSMT17"}  # training sets that are named otherwise than their test set
 LOSSES = "MODEL.LOSSES.NAME"
+# Said of a row, namesakes or not: its scores are of another protocol than those of other methods.
+_PROTOCOL = {
+    "TEST.RERANK.ENABLED": "re-ranked",
+    "TEST.AQE.ENABLED": "query expansion",
+    "TEST.CAMERA_NORMALIZATION": "camera-normalised test features",
+}
 Labels = tuple[Union[str, bool], ...]  # one per column
 
 
@@ -76,6 +82,9 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     for run in runs:
         flat = flatten(run.manifest["config"])
         config = {key: value for key, value in flat.items() if key not in IGNORED | _DATA_KEYS}
+        for key, digest in (run.manifest.get("digests") or {}).items():
+            if key in config:  # of a path the manifest has the last component: two files may be of one name
+                config[key] = f"{config[key]} ({digest})"
         for test in run.tests:
             group = Group(
                 name=run.name,
@@ -198,8 +207,8 @@ def _methods(groups: Sequence[Group]) -> tuple[tuple[str, ...], list[tuple[Label
 
 
 def _title(group: Group, keys: Sequence[str]) -> str:
-    parts = [group.name]
-    for key, name in short_names(keys).items():
+    parts = [group.name, *(text for key, text in _PROTOCOL.items() if group.config.get(key))]
+    for key, name in short_names(key for key in keys if key not in _PROTOCOL).items():
         value = format_value(group.config.get(key))
         word = "losses" if key == LOSSES else name
         parts.append(f"{word} {('off', 'on')[value] if isinstance(value, bool) else value}")
@@ -273,6 +282,6 @@ def _cell(group: Group, epoch: str) -> Cell:
     scores = {}
     for metric in METRICS:
         values = [record.get(score_key(run.tests, group.test, metric)) for run, record in found]
-        if None not in values:
+        if values and None not in values:
             scores[metric] = aggregate(float(value) for value in values if value is not None)
     return Cell(scores, tuple(record["epoch"] for _, record in found), tuple(run for run, _ in found))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ def find_runs(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """Folders of runs, each once.
 
     Args:
-        paths: folders of runs, their ``run.json``, or folders that are searched for such, in all depths.
+        paths: folders of runs, their ``run.json``, or folders that are searched for such, in all depths, but for what
+            a new run has moved aside (``earlier_run_1``).
 
     Raises:
         FileNotFoundError: a path does not exist, or holds no run.
@@ -33,7 +35,8 @@ def find_runs(paths: Iterable[str | os.PathLike]) -> list[Path]:
                 raise FileNotFoundError(f"{path}: not a run; give the folder of a run or its {FILE_NAME}")
             folders = [path.parent]
         elif path.is_dir():
-            folders = sorted(manifest.parent for manifest in path.rglob(FILE_NAME))
+            below = (manifest.parent for manifest in path.rglob(FILE_NAME))
+            folders = sorted(folder for folder in below if not _is_set_aside(folder.relative_to(path)))
         else:
             raise FileNotFoundError(f"{path}: there is no such folder")
         if not folders:
@@ -43,6 +46,10 @@ def find_runs(paths: Iterable[str | os.PathLike]) -> list[Path]:
         for folder in folders:
             found.setdefault(folder.resolve(), folder)
     return list(found.values())
+
+
+def _is_set_aside(folder: Path) -> bool:
+    return any(re.fullmatch(r"earlier_run_\d+", part) for part in folder.parts)
 
 
 def read_runs(

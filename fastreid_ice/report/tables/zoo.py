@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from fastreid_ice.report.manifest import best_record, last_record, score_key
+from fastreid_ice.report.manifest import best_record, last_record, score_key, start_record
 from fastreid_ice.report.tables.model import METRICS, Run, Table, dataset_name, device
 
 TASK = "Re-Identification"
@@ -20,12 +20,13 @@ PAPER = {
     "Title": "ICE: Inter-instance Contrastive Encoding for Unsupervised Person Re-identification",
     "URL": "https://arxiv.org/abs/2103.16364",
 }
+_FIND = {"start": start_record, "best": best_record, "last": last_record}
 _WEIGHTS = {"best": "model_best.pth", "last": "model_final.pth"}
 
 
 @dataclass
 class _Model:
-    """The weights of a run at its best or last epoch, with their scores in percent per test set."""
+    """The weights of a run at its start, best or last epoch, with their scores in percent per test set."""
 
     name: str
     run: Run
@@ -89,8 +90,9 @@ def _metafile_entry(model: _Model) -> dict[str, Any]:
             {"Task": TASK, "Dataset": dataset_name(test), "Metrics": model.scores(test)} for test in model.tests
         ],
     }
-    if (model.run.folder / _WEIGHTS[model.epoch]).is_file():
-        entry["Weights"] = f"{model.location}/{_WEIGHTS[model.epoch]}"
+    weights = _WEIGHTS.get(model.epoch)  # those of the start are in no file of the run
+    if weights is not None and (model.run.folder / weights).is_file():
+        entry["Weights"] = f"{model.location}/{weights}"
     return entry
 
 
@@ -136,8 +138,7 @@ def _models(table: Table, kind: str) -> list[_Model]:
     for row in table.rows:
         for test, cell in row.cells.items():
             for run in cell.runs:
-                find = best_record if row.epoch == "best" else last_record
-                record = find(run.records, run.tests)
+                record = _FIND[row.epoch](run.records, run.tests)
                 assert record is not None  # a cell holds evaluated runs only
                 name = _slug("_".join([row.name, *run.manifest["datasets"]["train"], f"seed{run.manifest['seed']}"]))
                 model = _Model(f"{name}_{row.epoch}", run, row.epoch, row.setting, record)
