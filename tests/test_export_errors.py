@@ -47,7 +47,8 @@ BAD_OPTIONS = {
     "config": (["--config-file", "nowhere.yml"], "nowhere.yml"),
     "key": (["MODEL.BACKBONE.DEPHT", "50x"], "DEPHT (did you mean DEPTH?)"),
     "value missing": (["MODEL.BACKBONE.DEPTH"], "has no value"),
-    "weights of another": (["MODEL.BACKBONE.FEAT_DIM", "64"], "does not fit the config"),
+    "weights of another": (["MODEL.HEADS.EMBEDDING_DIM", "16"], "does not fit the config"),
+    "dimensions of another": (["MODEL.BACKBONE.FEAT_DIM", "64"], "FEAT_DIM is 64, but build_osnet_backbone"),
 }
 
 
