@@ -12,15 +12,19 @@ import torch
 @contextlib.contextmanager
 def exact_float32(device: torch.device) -> Iterator[None]:
     """Within it products and convolutions on a device are in float32: without autocast, and without TF32 on a GPU."""
-    cudnn = torch.backends.cudnn
-    with contextlib.ExitStack() as settings:
-        settings.enter_context(torch.autocast(device.type, enabled=False))
-        settings.enter_context(full_float32(torch.backends.cuda.matmul, torch.backends.cuda.matmul))
-        settings.enter_context(full_float32(getattr(cudnn, "conv", None), cudnn))
+    with torch.autocast(device.type, enabled=False), without_tf32():
         yield
 
 
-def full_float32(newer: Any, older: Any) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Within it products and convolutions on a GPU take no TF32."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    with _full_float32(matmul, matmul), _full_float32(getattr(cudnn, "conv", None), cudnn):
+        yield
+
+
+def _full_float32(newer: Any, older: Any) -> contextlib.AbstractContextManager[None]:
     """No TF32, by torch's newer setting where it has that: reading the older one raises once a user has set it."""
     if hasattr(newer, "fp32_precision"):
         return setting(newer, "fp32_precision", "ieee")

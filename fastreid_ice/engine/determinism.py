@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from fastreid_ice.precision import full_float32, setting
+from fastreid_ice.precision import setting, without_tf32
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 FIXED_WORKSPACES = (":4096:8", ":16:8")  # those with which cuBLAS adds up in the same order each time
@@ -38,8 +38,7 @@ def determinism(wanted: bool) -> Iterator[None]:
         settings.enter_context(_fixed_workspace())
         settings.enter_context(setting(cudnn, "deterministic", True))
         settings.enter_context(setting(cudnn, "benchmark", False))
-        settings.enter_context(full_float32(torch.backends.cuda.matmul, torch.backends.cuda.matmul))
-        settings.enter_context(full_float32(getattr(cudnn, "conv", None), cudnn))
+        settings.enter_context(without_tf32())
         settings.callback(torch.use_deterministic_algorithms, was_on, warn_only=only_warned)
         torch.use_deterministic_algorithms(True)
         yield

@@ -14,26 +14,17 @@ from fastreid.utils import comm
 
 from fastreid_ice.engine.checkpoints import UnreadableCheckpointError
 from fastreid_ice.errors import one_line
+from fastreid_ice.report.manifest import SET_ASIDE
 
 logger = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = "last_checkpoint"
-SET_ASIDE = "earlier_run"
 
-# What a run writes under a temporary name first.
-RUN_FILES = (
-    "model_*.pth",
-    LAST_CHECKPOINT,
-    "results.json",
-    "metrics.json",
-    "run.json",
-    "clusters.csv",
-    "config.yaml",
-    "report.html",
-)
-
-# What says of a run's checkpoints what they are. Not metrics.json and log.txt: loggers hold them open.
+# What says of a run's checkpoints what they are.
 _DESCRIPTIONS = ("config.yaml", "run.json", "results.json", "clusters.csv", "report.html")
+
+# What a run writes under a temporary name first. Not moved aside: metrics.json, which a logger holds open.
+RUN_FILES = ("model_*.pth", LAST_CHECKPOINT, "metrics.json", *_DESCRIPTIONS)
 
 # What a schedule keeps in its state, and the keys that it is made from.
 _CONSTANTS = {

@@ -52,6 +52,7 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "hours": (int, float),
     "device": str,
 }
+SET_ASIDE = "earlier_run"  # with a number: where a new run moves what it finds of another one in its folder
 _PATH_KEY = re.compile(r"(^|[._])(PATH|DIR|ROOT|WEIGHTS|FILE|CSV|QUERY|GALLERY|MODEL_CONFIG)$")
 _PATTERN_KEY = re.compile(r"(^|_)PATTERN$")  # a pattern may begin with a backslash, and is no path
 _ABSOLUTE = re.compile(r"^([/~\\]|[A-Za-z]:[/\\])")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastreid_ice.report.manifest import FILE_NAME, is_evaluated, last_record, read_manifest
+from fastreid_ice.report.manifest import FILE_NAME, SET_ASIDE, is_evaluated, last_record, read_manifest
 from fastreid_ice.report.reading import read_json
 from fastreid_ice.report.tables.model import METRICS, Run, dataset_name
 
@@ -49,7 +49,7 @@ def find_runs(paths: Iterable[str | os.PathLike]) -> list[Path]:
 
 
 def _is_set_aside(folder: Path) -> bool:
-    return any(re.fullmatch(r"earlier_run_\d+", part) for part in folder.parts)
+    return any(re.fullmatch(rf"{SET_ASIDE}_\d+", part) for part in folder.parts)
 
 
 def read_runs(
