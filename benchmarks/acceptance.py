@@ -37,7 +37,14 @@ def checks() -> dict[str, Callable[[Place, Findings], None]]:
 
     both = [
         *(numbers.versions, numbers.losses, numbers.trajectories, numbers.labels, numbers.degenerate_features),
-        *(numbers.reranking, numbers.configs, numbers.like_the_cpu, numbers.order_of_extraction, numbers.resume),
+        *(
+            numbers.reranking,
+            numbers.configs,
+            numbers.graphs,
+            numbers.like_the_cpu,
+            numbers.order_of_extraction,
+            numbers.resume,
+        ),
         *(numbers.one_process_group, speed.clustering, speed.ranking, speed.million, speed.steps, speed.images),
     ]
     return {check.__name__: check for check in both}

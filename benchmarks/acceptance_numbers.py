@@ -215,8 +215,9 @@ def configs(place: Place, found: Findings) -> None:
         small = {} if place.on_gpu else {"INPUT__SIZE_TRAIN": [64, 32], "SOLVER__IMS_PER_BATCH": 8}
         cfg = place.config(path.name, **small)
         backbone = (cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WITH_IBN)
-        if place.on_gpu or backbone not in seen:
-            seen.add(backbone)
+        kind = (*backbone, bool(cfg.DATASETS.SOURCE))
+        if place.on_gpu or kind not in seen:
+            seen.add(kind)
             model, batch = model_and_batch(cfg, place)
             before = next(model.backbone.parameters()).detach().clone()
             total = our_step(cfg, model)(batch)
@@ -228,6 +229,22 @@ def model_and_batch(cfg: Any, place: Place) -> tuple[ICE, dict[str, Tensor]]:
     """A model with clusters, and a batch on its device."""
     batch = {name: value.to(place.device) for name, value in random_batch(cfg).items()}
     return build(cfg), batch
+
+
+def graphs(place: Place, found: Findings) -> None:
+    """Ten steps with MODEL.ICE.CUDA_GRAPHS equal those without, bit for bit; elsewhere nothing is recorded."""
+    for name, keys in _precisions(place).items():
+        for chunks in (1, 4):
+            runs = []
+            for graphed in (False, place.on_gpu):
+                cfg = place.config("demo.yml", **keys, MODEL__ICE__BN_CHUNKS=chunks, MODEL__ICE__CUDA_GRAPHS=graphed)
+                model, batch = model_and_batch(cfg, place)
+                model.seed_shuffle(0)
+                step = our_step(cfg, model)
+                with determinism(True):
+                    losses = torch.tensor([step(batch) for _ in range(place.pick(10, 1))])
+                runs.append([losses, *(value.cpu() for value in model.state_dict().values())])
+            found.holds(f"{name}, {chunks} chunks", all(map(torch.equal, *runs)))
 
 
 def like_the_cpu(place: Place, found: Findings) -> None:
@@ -300,15 +317,19 @@ def one_process_group(place: Place, found: Findings) -> None:
     """A step within DistributedDataParallel, in a group of one: the collectives run, and change nothing."""
     cfg = place.config("demo.yml", **TINY)
     sums = []
-    for parallel in (False, True):
+    for parallel, graphed in ((False, False), (True, False), (True, True)):
+        cfg.MODEL.ICE.CUDA_GRAPHS = graphed and place.on_gpu
         with determinism(True), _process_group(place) if parallel else contextlib.nullcontext():
             model, batch = model_and_batch(cfg, place)
             whole = torch.nn.parallel.DistributedDataParallel(model) if parallel else model
-            losses = whole(batch)
-            sum(losses.values()).backward()
+            for _ in range(2):
+                model.zero_grad()
+                losses = whole(batch)
+                sum(losses.values()).backward()
             gradient = next(model.backbone.parameters()).grad
             assert gradient is not None
             sums.append((sum(loss.item() for loss in losses.values()), gradient.norm().item()))
             del whole
-    found.at_most("losses", abs(sums[0][0] - sums[1][0]), 1e-6)
-    found.at_most("gradient", abs(sums[0][1] - sums[1][1]), 1e-6)
+    for name, (losses, gradient) in zip(("", ", graphs"), sums[1:]):
+        found.at_most(f"losses{name}", abs(sums[0][0] - losses), 1e-6)
+        found.at_most(f"gradient{name}", abs(sums[0][1] - gradient), 1e-6)

@@ -15,8 +15,9 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 
@@ -35,6 +36,7 @@ from torch import Tensor
 from benchmarks.operations import Operations
 from benchmarks.plain_step import PlainStep, PlainViews
 from benchmarks.timing import alternate, ratios, run_parts
+from fastreid_ice.config import source_ims_per_batch
 from fastreid_ice.config_files import load_config, locate
 from fastreid_ice.data.datasets import TrainingImages
 from fastreid_ice.data.loaders import Drawn, PseudoLabeledViews
@@ -53,38 +55,40 @@ CLUSTERS, CAMERAS = 700, 6
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_MMAP_THRESHOLD_": str(2**40)}
 
 
-def config(model: str, chunks: int, size: list[int]) -> CfgNode:
-    opts = ["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.PRETRAIN", False, "MODEL.ICE.BN_CHUNKS", chunks]
-    opts += [
-        "INPUT.SIZE_TRAIN",
-        size,
-        "INPUT.SIZE_TEST",
-        size,
-    ]
+def config(model: str, chunks: int, args: argparse.Namespace, opts: Sequence[Any] = ()) -> CfgNode:
+    own: list[Any] = ["MODEL.DEVICE", args.device, "MODEL.BACKBONE.PRETRAIN", False, "MODEL.ICE.BN_CHUNKS", chunks]
+    own += ["INPUT.SIZE_TRAIN", args.size, "INPUT.SIZE_TEST", args.size]
     for key, value in OSNET.items() if model == "osnet" else ():
-        opts += [f"MODEL.BACKBONE.{key}", value]
-    return load_config(locate("ICE/Base-ICE.yml"), opts)
+        own += [f"MODEL.BACKBONE.{key}", value]
+    return load_config(locate("ICE/Base-ICE.yml"), [*own, *opts])
+
+
+def place(batch: dict[str, Tensor], args: argparse.Namespace) -> dict[str, Tensor]:
+    return {name: value.to(args.device) for name, value in batch.items()}
 
 
 def build(cfg: CfgNode) -> ICE:
-    """A model with random weights, whose memory holds an epoch's clusters."""
+    """A model with random weights, whose memory holds an epoch's clusters; those behind a batch's are the source's."""
     torch.manual_seed(0)
     model = build_model(cfg).train()
-    labels = torch.arange(CLUSTERS * CAMERAS) % CLUSTERS
-    features = F.normalize(torch.randn(len(labels), model.heads.bottleneck[0].num_features), dim=1)
-    model.memory.rebuild(features.to(model.device), labels, torch.arange(len(labels)) // CLUSTERS)
+    labels, cameras = torch.arange(CLUSTERS * CAMERAS) % CLUSTERS, torch.arange(CLUSTERS * CAMERAS) // CLUSTERS
+    features = F.normalize(torch.randn(len(labels), model.heads.bottleneck[0].num_features), dim=1).to(model.device)
+    if cfg.DATASETS.SOURCE:
+        first_class = cfg.SOLVER.IMS_PER_BATCH // 4
+        cameras[labels >= first_class] += CAMERAS
+        model.memory.rebuild(features, labels, cameras)
+        model.memory.mark_source(first_class)
+    else:
+        model.memory.rebuild(features, labels, cameras)
     return model
 
 
-def labels_of(batch_size: int) -> dict[str, Tensor]:
-    images = torch.arange(batch_size)
-    return {"targets": images // 4, "camids": images % CAMERAS}
-
-
 def random_batch(cfg: CfgNode) -> dict[str, Tensor]:
-    shape = (cfg.SOLVER.IMS_PER_BATCH, 3, *cfg.INPUT.SIZE_TRAIN)
+    size, source = cfg.SOLVER.IMS_PER_BATCH, source_ims_per_batch(cfg)
+    shape, images = (size + source, 3, *cfg.INPUT.SIZE_TRAIN), torch.arange(size + source)
     generator = torch.Generator().manual_seed(0)
-    return {view: 255 * torch.rand(shape, generator=generator) for view in VIEWS} | labels_of(shape[0])
+    batch = {view: 255 * torch.rand(shape, generator=generator) for view in VIEWS}
+    return batch | {"targets": images // 4, "camids": images % CAMERAS + CAMERAS * (images >= size)}
 
 
 def our_step(cfg: CfgNode, model: ICE, read_every: int = 1) -> Callable[[dict[str, Tensor]], float]:
@@ -153,10 +157,9 @@ def reference(args: argparse.Namespace) -> None:
     head("model", "chunks", "our layout", "ours: wall, cpu ms", "plain: wall, cpu ms", "ratio: wall", "cpu")
     for name in args.models:
         for chunks, channels_last in ((1, False), (1, True), (4, False)):
-            cfg = config(name, chunks, args.size)
-            cfg.MODEL.ICE.CHANNELS_LAST = channels_last
-            ours, plain = build(cfg), PlainStep(cfg, build(config(name, 1, args.size)), chunks)
-            run, batch = our_step(cfg, ours), random_batch(cfg)
+            cfg = config(name, chunks, args, ["MODEL.ICE.CHANNELS_LAST", channels_last, *args.opts])
+            ours, plain = build(cfg), PlainStep(cfg, build(config(name, 1, args)), chunks)
+            run, batch = our_step(cfg, ours, args.read_every), place(random_batch(cfg), args)
             seconds = alternate(lambda: run(batch), lambda: plain(batch), args.pairs)  # noqa: B023
             layout = "channels last" if channels_last else "default"
             row(MODELS[name], chunks, layout, *milliseconds(seconds), ratios(seconds))
@@ -168,7 +171,7 @@ def views(args: argparse.Namespace) -> None:
     head("file", "training", "ours: wall, cpu ms", "plain: wall, cpu ms", "ratio: wall", "cpu")
     for size in ((64, 128), (128, 256)):
         with tempfile.TemporaryDirectory() as folder:
-            cfg = config("osnet", 1, args.size)
+            cfg = config("osnet", 1, args)
             paths = write_images(folder, cfg.SOLVER.IMS_PER_BATCH, size)
             seconds = alternate(our_views(cfg, paths), PlainViews(cfg, paths), args.pairs)
             training = "{} x {}".format(*args.size)
@@ -180,9 +183,9 @@ def passes(args: argparse.Namespace) -> None:
     print("\nstep / its bare passes, one chunk")
     head("model", "passes: wall, cpu ms", "step: wall, cpu ms", "ratio: wall", "cpu")
     for name in args.models:
-        cfg = config(name, 1, args.size)
-        model, batch = build(cfg), random_batch(cfg)
-        bare, run = build(cfg), our_step(cfg, model)
+        cfg = config(name, 1, args, args.opts)
+        model, batch = build(cfg), place(random_batch(cfg), args)
+        bare, run = build(cfg), our_step(cfg, model, args.read_every)
         strong, key, weak = (bare.preprocess_image(batch, view) for view in VIEWS)
 
         def pass_through() -> None:
@@ -203,8 +206,8 @@ def chunks(args: argparse.Namespace) -> None:
     for name in args.models:
         runs = []
         for count in (1, 4):
-            cfg = config(name, count, args.size)
-            runs.append((our_step(cfg, build(cfg)), random_batch(cfg)))
+            cfg = config(name, count, args, args.opts)
+            runs.append((our_step(cfg, build(cfg), args.read_every), place(random_batch(cfg), args)))
         (first, batch), (second, _) = runs
         seconds = alternate(lambda: first(batch), lambda: second(batch), args.pairs)  # noqa: B023
         row(MODELS[name], *milliseconds(seconds), ratios(seconds))
@@ -217,8 +220,8 @@ def operations(args: argparse.Namespace) -> None:
     for name in args.models:
         counts = []
         for count in (1, 4):
-            cfg = config(name, count, [64, 32])
-            run, batch = our_step(cfg, build(cfg)), random_batch(cfg)
+            cfg = config(name, count, args, ["INPUT.SIZE_TRAIN", [64, 32]])
+            run, batch = our_step(cfg, build(cfg)), place(random_batch(cfg), args)
             run(batch)  # makes what is made once
             with Operations() as counted:
                 run(batch)
@@ -236,9 +239,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=[128, 64], help="height and width of the images")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("opts", nargs="*", help="KEY VALUE ... for our step; behind --")
     args = parser.parse_args()
+    args.read_every = 1 if args.device == "cpu" else 10**9  # as a run reads its losses, but for the last of an epoch
     os.environ.update(KEEP_MEMORY)
-    print(f"torch {torch.__version__}, threads {args.threads}, load {os.getloadavg()[0]:.1f}, {args.pairs} pairs")
+    print(f"torch {torch.__version__}, {args.device}, threads {args.threads}", end=", ")
+    print(f"load {os.getloadavg()[0]:.1f}, {args.pairs} pairs")
     run_parts([PARTS[name] for name in args.only], args)
 
 

@@ -20,8 +20,12 @@ class Seconds(NamedTuple):
 
 
 def timed(function: Callable[[], object]) -> Seconds:
+    """Of a run; what it has started on a GPU is waited for."""
+    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    wait()
     wall, cpu = time.perf_counter(), time.process_time()
     function()
+    wait()
     return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
 
 

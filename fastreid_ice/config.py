@@ -64,6 +64,9 @@ def _add_model(model: CN) -> None:
     # Keep images, feature maps and kernels with the channels innermost. Tensor cores want them so: try it with
     # SOLVER.AMP on a GPU. More than one chunk is then normalised chunk by chunk. ref: False.
     model.ICE.CHANNELS_LAST = False
+    # Record the encoders' passes as CUDA graphs in the first step of a run and replay them: a GPU then does not wait
+    # for the host between short kernels. Same numbers; keeps the memory of the passes between the steps. CUDA only.
+    model.ICE.CUDA_GRAPHS = False
 
 
 def _add_losses(losses: CN) -> None:

@@ -222,6 +222,7 @@ def check_config(cfg: CfgNode) -> None:
         _check_chunks(cfg, size, processes, key)
     _check_warmup(cfg)
     _check_solver(cfg)
+    _check_graphs(cfg)
     _check_cache(cfg)
 
 
@@ -358,6 +359,23 @@ def _check_solver(cfg: CfgNode) -> None:
         )
     if solver.AMP.ENABLED:
         Precision(torch.device(cfg.MODEL.DEVICE), AMP_DTYPES[solver.AMP.DTYPE])
+
+
+def _check_graphs(cfg: CfgNode) -> None:
+    """What a recorded pass cannot follow: other layers in training, gradients that add up, other processes."""
+    if not cfg.MODEL.ICE.CUDA_GRAPHS:
+        return
+    solver, problem = cfg.SOLVER, ""
+    if torch.device(cfg.MODEL.DEVICE).type != "cuda":
+        problem = f"needs CUDA, but MODEL.DEVICE is {cfg.MODEL.DEVICE}"
+    elif solver.ACCUMULATION > 1:
+        problem = f"does not go with SOLVER.ACCUMULATION {solver.ACCUMULATION}: a replay writes over the last gradients"
+    elif cfg.MODEL.FREEZE_LAYERS and solver.FREEZE_ITERS > 0:
+        problem = "does not go with MODEL.FREEZE_LAYERS: the layers of a recorded pass cannot thaw"
+    elif "syncBN" in (cfg.MODEL.BACKBONE.NORM, cfg.MODEL.HEADS.NORM):
+        problem = "does not go with the norm syncBN, whose layers talk with other processes"
+    if problem:
+        raise ValueError(f"MODEL.ICE.CUDA_GRAPHS is True, which {problem}; set one of them otherwise")
 
 
 def _check_cache(cfg: CfgNode) -> None:

@@ -70,7 +70,7 @@ def write_config(cfg: CfgNode) -> None:
 
 
 def adapt_to_device(cfg: CfgNode) -> list[str]:
-    """Move the config to the CPU where there is no CUDA; return what to log."""
+    """Move the config to the CPU where there is no CUDA, and what needs CUDA off; return what to log."""
     notes = []
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         notes.append(f"CUDA is not available: MODEL.DEVICE is cpu instead of {cfg.MODEL.DEVICE}")
@@ -80,6 +80,9 @@ def adapt_to_device(cfg: CfgNode) -> list[str]:
             if node[key]:
                 notes.append(f"float16 needs CUDA: {name} is False. SOLVER.AMP.DTYPE bfloat16 works on the CPU")
                 node[key] = False
+    if cfg.MODEL.DEVICE == "cpu" and cfg.MODEL.ICE.CUDA_GRAPHS:
+        notes.append("MODEL.ICE.CUDA_GRAPHS is False: it needs CUDA")
+        cfg.MODEL.ICE.CUDA_GRAPHS = False
     return notes
 
 

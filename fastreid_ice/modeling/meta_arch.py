@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastreid_ice.config import source_ims_per_batch
 from fastreid_ice.modeling.bn_chunks import ChunkedPass, chunks_per_process, set_bn_chunks
+from fastreid_ice.modeling.cuda_graphs import GraphedPasses
 from fastreid_ice.modeling.domain_statistics import DomainStatistics
 from fastreid_ice.modeling.losses import Loss, build_losses
 from fastreid_ice.modeling.memory_bank import MemoryBank
@@ -86,6 +87,7 @@ class ICE(Baseline):
         eval_encoder: str = "momentum",
         eval_dtype: torch.dtype | None = None,
         channels_last: bool = False,
+        cuda_graphs: bool = False,
         source_images: int = 0,
         source_scale: float = 1.0,
     ):
@@ -115,6 +117,7 @@ class ICE(Baseline):
         # None where the order changes nothing: torch 2.3 cannot copy a generator, nor a model that has one.
         self._shuffle_generator = torch.Generator() if shuffles else None
         self.momentum_encoder = _momentum_copy(backbone, heads)
+        self._graphs = GraphedPasses() if cuda_graphs else None
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)
         self._online_pass, self._momentum_pass = ChunkedPass(backbone, heads), ChunkedPass(self.momentum_encoder)
@@ -140,6 +143,7 @@ class ICE(Baseline):
             "eval_encoder": cfg.MODEL.ICE.EVAL_ENCODER,
             "eval_dtype": _eval_dtype(cfg),
             "channels_last": cfg.MODEL.ICE.CHANNELS_LAST,
+            "cuda_graphs": cfg.MODEL.ICE.CUDA_GRAPHS,
             "source_images": source_ims_per_batch(cfg) // comm.get_world_size(),
             "source_scale": cfg.MODEL.LOSSES.SOURCE_SCALE,
         }
@@ -201,9 +205,9 @@ class ICE(Baseline):
     def _step_features(self, batch: Batch, is_source: bool = False) -> StepFeatures:
         """Run the views of one domain through the encoders, in the reference code's order."""
         strong = self.preprocess_image(batch)
-        query = self._online(strong).float()
+        query = self._online_in_a_step(strong, is_source).float()
         if self._needs_keys():
-            keys, weak_keys = self._momentum_embeddings(batch, strong, self.unused_passes and not is_source)
+            keys, weak_keys = self._momentum_embeddings(batch, strong, is_source)
         else:
             keys = weak_keys = query.new_empty(0, query.shape[1])
         labels, camids = (batch[name].to(self.device, non_blocking=True) for name in ("targets", "camids"))
@@ -228,25 +232,38 @@ class ICE(Baseline):
         return any(getattr(loss, "uses_keys", True) for loss in self.loss_functions.values())
 
     @torch.no_grad()
-    def _momentum_embeddings(self, batch: Batch, strong: Tensor, unused_passes: bool) -> tuple[Tensor, Tensor]:
+    def _momentum_embeddings(self, batch: Batch, strong: Tensor, is_source: bool) -> tuple[Tensor, Tensor]:
         """(B, D) momentum embeddings of the second strong and of the weak views of all processes."""
         strong_key, weak = (self.preprocess_image(batch, view) for view in VIEWS[1:])
         order = self._permutation(len(strong) * comm.get_world_size())
-        if unused_passes:
-            self._online(strong_key)
-            self._momentum(strong, order)
-        return self._momentum(strong_key, order), self._momentum(weak, order)
+        if self.unused_passes and not is_source:
+            self._online_in_a_step(strong_key, is_source)
+            self._momentum(strong, order, is_source)
+        return self._momentum(strong_key, order, is_source), self._momentum(weak, order, is_source)
 
-    def _momentum(self, images: Tensor, order: Tensor | None) -> Tensor:
+    def _momentum(self, images: Tensor, order: Tensor | None, is_source: bool) -> Tensor:
         """(B, D) momentum embeddings of all processes' images, normalised in chunks of the permuted batch."""
         if order is None:
-            return gather(self._momentum_pass(self.momentum_encoder, images).float())
+            return gather(self._momentum_in_a_step(images, is_source).float())
         own = order.chunk(comm.get_world_size())[comm.get_rank()]
         images = gather(images)[own].contiguous(memory_format=self.memory_format)
-        permuted = gather(self._momentum_pass(self.momentum_encoder, images).float())
+        permuted = gather(self._momentum_in_a_step(images, is_source).float())
         features = torch.empty_like(permuted)
         features[order] = permuted
         return features
+
+    def _online_in_a_step(self, images: Tensor, is_source: bool) -> Tensor:
+        if self._graphs is None:
+            return self._online(images)
+        return self._graphs(f"online, {is_source}", self._online, (self.backbone, self.heads), images)
+
+    def _momentum_in_a_step(self, images: Tensor, is_source: bool) -> Tensor:
+        def run(images: Tensor) -> Tensor:
+            return self._momentum_pass(self.momentum_encoder, images)
+
+        if self._graphs is None:
+            return run(images)
+        return self._graphs(f"momentum, {is_source}", run, (self.momentum_encoder,), images)
 
     def _permutation(self, batch_size: int) -> Tensor | None:
         """The same permutation of the whole batch in every process; None where the order changes nothing."""
@@ -282,6 +299,12 @@ class ICE(Baseline):
         for step in steps:
             self.memory.update(step)
 
+    def _apply(self, *args: Any, **kwargs: Any) -> ICE:
+        """To another device or type: the weights may lie elsewhere, and graphs know where they lay."""
+        if self._graphs is not None:
+            self._graphs.forget()
+        return super()._apply(*args, **kwargs)
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights; those without a momentum encoder (a fastreid zoo file) go into both encoders.
 
@@ -300,6 +323,8 @@ class ICE(Baseline):
             logger.info("The checkpoint has no momentum encoder: it starts as a copy of the online encoder")
             copies = {MOMENTUM_PREFIX + name: value for name, value in state_dict.items()}
             state_dict.update({name: value for name, value in copies.items() if name in own_names})
+        if self._graphs is not None:
+            self._graphs.forget()
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 

@@ -1,0 +1,169 @@
+"""Passes of an encoder as CUDA graphs: recorded once, replayed in every step by one call each.
+
+A step launches some two thousand kernels, most of them so short that a GPU waits for the host between them. A graph
+launches those of a whole pass at once. It is tied to the tensors that were there when it was recorded: the shape of
+the batch, and the memory of weights and statistics, which optimizer, momentum update and checkpoints change in place.
+The kernels are the same, and so are the numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable
+
+import torch
+from torch import Tensor, nn
+
+Pass = Callable[[Tensor], Tensor]
+
+WARM_UP = 3  # passes before the recording, in which libraries choose their algorithms
+
+
+class GraphedPasses:
+    """The graphs of a model by the name of the pass; each is recorded when it is first needed.
+
+    A copy of the model records its own.
+    """
+
+    def __init__(self) -> None:
+        self._recorded: dict[tuple, _GraphedPass] = {}
+
+    def __call__(self, name: str, run: Pass, modules: Sequence[nn.Module], images: Tensor) -> Tensor:
+        """``run(images)``, replayed; with a gradient to the weights of ``modules`` where it is enabled.
+
+        Args:
+            name: of the pass; two passes with one name are the same for images of one shape.
+            run: (N, 3, H, W) to (N, D) by the layers of ``modules``, without a value that the host has to know.
+            modules: whose parameters and buffers ``run`` uses and moves.
+            images: (N, 3, H, W) on a GPU, without gradient.
+
+        Raises:
+            RuntimeError: the pass does something that a graph cannot hold.
+        """
+        dtype = _autocast_dtype() if torch.is_autocast_enabled() else None
+        key = (name, dtype, images.shape, images.dtype, torch.is_grad_enabled())
+        if key not in self._recorded:
+            self._recorded[key] = _GraphedPass(_within(dtype, run), modules, images)
+        return self._recorded[key](images)
+
+    def forget(self) -> None:
+        """Drop all graphs, and the memory that they hold: the weights lie elsewhere now."""
+        self._recorded.clear()
+
+    def __deepcopy__(self, memo: dict) -> GraphedPasses:
+        return type(self)()
+
+
+def _autocast_dtype() -> torch.dtype:
+    if hasattr(torch, "get_autocast_dtype"):
+        return torch.get_autocast_dtype("cuda")
+    return torch.get_autocast_gpu_dtype()  # torch 2.3
+
+
+def _within(dtype: torch.dtype | None, run: Pass) -> Pass:
+    """The pass in the precision of its caller, without the copies of the weights that autocast keeps for a step."""
+
+    def in_precision(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False):
+            return run(images)
+
+    return in_precision
+
+
+class _GraphedPass:
+    """A forward pass, and with gradient enabled a backward pass, in graphs that share their memory."""
+
+    def __init__(self, run: Pass, modules: Sequence[nn.Module], images: Tensor):
+        self._images = images.clone()  # keeps the memory format
+        trained = [p for module in modules for p in module.parameters() if p.requires_grad]
+        self._parameters = trained if torch.is_grad_enabled() else []
+        with _unchanged([buffer for module in modules for buffer in module.buffers()]), _side_stream() as stream:
+            self._warm_up(run)
+            self._record(run, stream)
+
+    def _warm_up(self, run: Pass) -> None:
+        for _ in range(WARM_UP):
+            features = run(self._images)
+            if self._parameters:
+                self._differentiate(features, torch.zeros_like(features))
+
+    def _record(self, run: Pass, stream: Any) -> None:
+        self._forward = torch.cuda.CUDAGraph()
+        try:
+            with _recording(self._forward, stream):
+                self._features = run(self._images)
+            self._feature_gradient = torch.zeros_like(self._features)
+            if self._parameters:
+                self._backward = torch.cuda.CUDAGraph()
+                with _recording(self._backward, stream, pool=self._forward.pool()):
+                    self._gradients = self._differentiate(self._features, self._feature_gradient)
+        except RuntimeError as error:
+            raise RuntimeError(
+                "MODEL.ICE.CUDA_GRAPHS is True, but a pass of this backbone cannot be recorded as a CUDA graph; set it "
+                f"to False ({error})"
+            ) from error
+        self._features = self._features.detach()
+
+    def _differentiate(self, features: Tensor, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """By the parameters; None for those that the pass does not use."""
+        return torch.autograd.grad(features, self._parameters, gradient, allow_unused=True)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self._parameters:
+            return _Replay.apply(self, images, *self._parameters)
+        return self.forward(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, D) of a batch, in memory of its own: the next replay fills the graph's anew."""
+        self._images.copy_(images)
+        self._forward.replay()
+        return self._features.clone()
+
+    def backward(self, gradient: Tensor) -> list[Tensor | None]:
+        """Of the parameters for a (N, D) gradient, in the memory of the graph: valid until the next replay."""
+        self._feature_gradient.copy_(gradient)
+        self._backward.replay()
+        return [value if value is None else value.detach() for value in self._gradients]
+
+
+class _Replay(torch.autograd.Function):
+    """Ties the two graphs of a pass into autograd, which hands the gradients to the parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, graphs: _GraphedPass, images: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.graphs = graphs
+        return graphs.forward(images)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        return None, None, *ctx.graphs.backward(gradient)
+
+
+@contextlib.contextmanager
+def _side_stream() -> Iterator[Any]:
+    """A stream for warming up and recording, in step with the current one."""
+    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        yield stream
+    current.wait_stream(stream)
+
+
+def _recording(graph: Any, stream: Any, **options: Any) -> Any:
+    """Threads of the loader may go on allocating meanwhile: what they do is on other streams."""
+    return torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local", **options)
+
+
+@contextlib.contextmanager
+def _unchanged(tensors: list[Tensor]) -> Iterator[None]:
+    """Put back what warming up moves: the running statistics.
+
+    Through ``data``: losses of this step may hold others of these tensors for their backward pass, and autograd would
+    count the same values as new ones.
+    """
+    before = [tensor.clone() for tensor in tensors]
+    yield
+    for tensor, value in zip(tensors, before):
+        tensor.data.copy_(value)
