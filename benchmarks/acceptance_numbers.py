@@ -238,10 +238,10 @@ def graphs(place: Place, found: Findings) -> None:
             runs = []
             for graphed in (False, place.on_gpu):
                 cfg = place.config("demo.yml", **keys, MODEL__ICE__BN_CHUNKS=chunks, MODEL__ICE__CUDA_GRAPHS=graphed)
-                model, batch = model_and_batch(cfg, place)
-                model.seed_shuffle(0)
-                step = our_step(cfg, model)
-                with determinism(True):
+                with determinism(True):  # the memory too: its sums on a GPU are otherwise in no fixed order
+                    model, batch = model_and_batch(cfg, place)
+                    model.seed_shuffle(0)
+                    step = our_step(cfg, model)
                     losses = torch.tensor([step(batch) for _ in range(place.pick(10, 1))])
                 runs.append([losses, *(value.cpu() for value in model.state_dict().values())])
             found.holds(f"{name}, {chunks} chunks", all(map(torch.equal, *runs)))
@@ -317,19 +317,15 @@ def one_process_group(place: Place, found: Findings) -> None:
     """A step within DistributedDataParallel, in a group of one: the collectives run, and change nothing."""
     cfg = place.config("demo.yml", **TINY)
     sums = []
-    for parallel, graphed in ((False, False), (True, False), (True, True)):
-        cfg.MODEL.ICE.CUDA_GRAPHS = graphed and place.on_gpu
+    for parallel in (False, True):
         with determinism(True), _process_group(place) if parallel else contextlib.nullcontext():
             model, batch = model_and_batch(cfg, place)
             whole = torch.nn.parallel.DistributedDataParallel(model) if parallel else model
-            for _ in range(2):
-                model.zero_grad()
-                losses = whole(batch)
-                sum(losses.values()).backward()
+            losses = whole(batch)
+            sum(losses.values()).backward()
             gradient = next(model.backbone.parameters()).grad
             assert gradient is not None
             sums.append((sum(loss.item() for loss in losses.values()), gradient.norm().item()))
             del whole
-    for name, (losses, gradient) in zip(("", ", graphs"), sums[1:]):
-        found.at_most(f"losses{name}", abs(sums[0][0] - losses), 1e-6)
-        found.at_most(f"gradient{name}", abs(sums[0][1] - gradient), 1e-6)
+    found.at_most("losses", abs(sums[0][0] - sums[1][0]), 1e-6)
+    found.at_most("gradient", abs(sums[0][1] - sums[1][1]), 1e-6)

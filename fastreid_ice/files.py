@@ -32,6 +32,11 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def printable(path: str | os.PathLike) -> str:
+    """A path as text that every log and screen takes: bytes of its name that are no UTF-8 become ``\\xNN``."""
+    return os.fsencode(path).decode("utf-8", errors="backslashreplace")
+
+
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.(?P<name>.+)")
 
 

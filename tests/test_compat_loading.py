@@ -79,7 +79,8 @@ def test_fastreid_builds_this_loader():
     assert build.DataLoaderX is data_utils.DataLoaderX is loading.DeviceLoader
 
 
-def test_without_cuda_the_batches_stay():
+def test_without_cuda_the_batches_stay(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     batches = loader(pin_memory=True)
     assert [batch.tolist() for batch in batches] == [[0, 1], [2, 3], [4]]
     assert len(batches) == 3 and not batches.pin_memory
@@ -88,6 +89,7 @@ def test_without_cuda_the_batches_stay():
 
 def test_no_more_workers_than_cores_on_the_cpu(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     batches = loader(num_workers=64)
     assert [batch.tolist() for batch in batches] == [[0, 1], [2, 3], [4]]
     assert batches.num_workers == 2 and batches.multiprocessing_context.get_start_method() == "fork"

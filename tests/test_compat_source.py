@@ -40,7 +40,7 @@ def edit(file, old, new):
 
 
 def python(code, clone):
-    path = os.pathsep.join([str(clone), str(ROOT)])
+    path = os.pathsep.join([str(clone), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=clone.parent, env=environment, capture_output=True, text=True, check=False)

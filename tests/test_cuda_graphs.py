@@ -152,3 +152,10 @@ def test_off_without_cuda(monkeypatch):
     cfg = load_config(ROOT / "configs/ICE/market.yml", ["MODEL.ICE.CUDA_GRAPHS", True])
     assert "MODEL.ICE.CUDA_GRAPHS is False: it needs CUDA" in adapt_to_device(cfg)
     assert cfg.MODEL.ICE.CUDA_GRAPHS is False
+
+
+def test_not_in_several_processes(monkeypatch):
+    """Within DistributedDataParallel a recording fails; seen on an H100 with torch 2.11, in a group of one."""
+    monkeypatch.setattr("fastreid_ice.engine.checks.comm.get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="is for one process, but there are 2"):
+        check_config(ice_config(MODEL__ICE__CUDA_GRAPHS=True, MODEL__DEVICE="cuda"))

@@ -245,7 +245,8 @@ def evaluate_share(folder, processes):
         assert results == {}
 
 
-def test_two_processes_equal_one(tmp_path):
+def test_two_processes_equal_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastreid_ice.compat.device._named", torch.device("cpu"))  # else it would take two GPUs
     launch(evaluate_share, 2, dist_url="auto", args=(str(tmp_path), 2))
     expected = evaluate(ICEReidEvaluator, config(), images_of_people())
     assert torch.load(tmp_path / "results.pth") == expected

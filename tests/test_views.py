@@ -1,5 +1,7 @@
 """The views: what is drawn, and within which bounds."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -142,7 +144,9 @@ def test_erasing_on_a_gpu_waits_for_nothing():
     images = torch.randint(0, 256, (4, 3, 9, 7), dtype=torch.uint8, generator=generator)
     rectangles, value = torch.tensor([[0, 0, 9, 7], [2, 1, 8, 3], [0, 0, 0, 0], [8, 6, 9, 7]]), torch.rand(3, 1, 1)
     there = images.cuda(), rectangles.cuda(), value.cuda()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
     try:
         found = erase(*there)
     finally:

@@ -368,6 +368,11 @@ def _check_graphs(cfg: CfgNode) -> None:
     solver, problem = cfg.SOLVER, ""
     if torch.device(cfg.MODEL.DEVICE).type != "cuda":
         problem = f"needs CUDA, but MODEL.DEVICE is {cfg.MODEL.DEVICE}"
+    elif comm.get_world_size() > 1:
+        problem = (
+            f"is for one process, but there are {comm.get_world_size()}: DistributedDataParallel holds on to nodes "
+        )
+        problem += "of autograd that a graph cannot record"
     elif solver.ACCUMULATION > 1:
         problem = f"does not go with SOLVER.ACCUMULATION {solver.ACCUMULATION}: a replay writes over the last gradients"
     elif cfg.MODEL.FREEZE_LAYERS and solver.FREEZE_ITERS > 0:
@@ -375,7 +380,7 @@ def _check_graphs(cfg: CfgNode) -> None:
     elif "syncBN" in (cfg.MODEL.BACKBONE.NORM, cfg.MODEL.HEADS.NORM):
         problem = "does not go with the norm syncBN, whose layers talk with other processes"
     if problem:
-        raise ValueError(f"MODEL.ICE.CUDA_GRAPHS is True, which {problem}; set one of them otherwise")
+        raise ValueError(f"MODEL.ICE.CUDA_GRAPHS is True, which {problem}. Set it to False, or the other one otherwise")
 
 
 def _check_cache(cfg: CfgNode) -> None:

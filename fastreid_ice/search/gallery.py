@@ -11,6 +11,7 @@ from typing import Protocol, Union
 import numpy as np
 from torch import Tensor
 
+from fastreid_ice.files import printable
 from fastreid_ice.image_files import IMAGE_EXTENSIONS, find_images, find_unreadable
 from fastreid_ice.search.index import FileState, Fingerprint, SearchIndex, file_state
 from fastreid_ice.search.results import GalleryUpdate, SearchResult
@@ -197,7 +198,7 @@ def open_gallery(
     else:
         index = SearchIndex(fingerprint, kind=kind)
     update = update_index(index, gallery, model.embed, skip_unreadable=skip_unreadable, save=lambda: index.save(place))
-    logger.info("Search index %s: %d images; %s.", place, len(index), update)
+    logger.info("Search index %s: %d images; %s.", printable(place), len(index), update)
     return index, update
 
 
