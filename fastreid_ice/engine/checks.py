@@ -369,10 +369,7 @@ def _check_graphs(cfg: CfgNode) -> None:
     if torch.device(cfg.MODEL.DEVICE).type != "cuda":
         problem = f"needs CUDA, but MODEL.DEVICE is {cfg.MODEL.DEVICE}"
     elif comm.get_world_size() > 1:
-        problem = (
-            f"is for one process, but there are {comm.get_world_size()}: DistributedDataParallel holds on to nodes "
-        )
-        problem += "of autograd that a graph cannot record"
+        problem = f"is for one process, but there are {comm.get_world_size()}"
     elif solver.ACCUMULATION > 1:
         problem = f"does not go with SOLVER.ACCUMULATION {solver.ACCUMULATION}: a replay writes over the last gradients"
     elif cfg.MODEL.FREEZE_LAYERS and solver.FREEZE_ITERS > 0:
