@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import platform
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
@@ -282,19 +284,26 @@ def order_of_extraction(place: Place, found: Findings) -> None:
 
 
 def resume(place: Place, found: Findings) -> None:
-    """Two epochs and two resumed ones equal four, bit for bit, with SOLVER.DETERMINISTIC."""
+    """Two epochs and two resumed ones equal four, bit for bit, with SOLVER.DETERMINISTIC; so do four with graphs."""
     for name, keys in _precisions(place).items():
-        states = []
-        for epochs in ((4,), (2, 4)):
-            folder = place.folder / f"resume_{name}_{len(epochs)}"
-            for number, last in enumerate(epochs):
-                output = {"OUTPUT_DIR": str(folder), "SOLVER__MAX_EPOCH": 4, "SOLVER__DETERMINISTIC": True}
-                trainer = ICETrainer(place.config("demo.yml", **{**TINY, **keys, **output}))
-                trainer.resume_or_load(resume=number > 0)
-                trainer.max_epoch = last
-                trainer.train()
-            states.append(torch.load(folder / "model_final.pth", map_location="cpu", weights_only=True)["model"])
-        found.holds(name, all(torch.equal(states[0][key], states[1][key]) for key in states[0]))
+        with tempfile.TemporaryDirectory() as folder:
+            whole = _trained(place, f"{folder}/whole", keys, 4)
+            _trained(place, f"{folder}/resumed", keys, 2)
+            resumed = _trained(place, f"{folder}/resumed", keys, 4)
+            found.holds(name, all(torch.equal(whole[key], resumed[key]) for key in whole))
+            if place.on_gpu:
+                graphed = _trained(place, f"{folder}/graphs", {**keys, "MODEL__ICE__CUDA_GRAPHS": True}, 4)
+                found.holds(f"{name}, graphs", all(torch.equal(whole[key], graphed[key]) for key in whole))
+
+
+def _trained(place: Place, folder: str, keys: dict[str, Any], epochs: int) -> dict[str, Tensor]:
+    """The weights of a run of four epochs behind some of them; it goes on where it was left."""
+    output = {"OUTPUT_DIR": folder, "SOLVER__MAX_EPOCH": 4, "SOLVER__DETERMINISTIC": True}
+    trainer = ICETrainer(place.config("demo.yml", **{**TINY, **keys, **output}))
+    trainer.resume_or_load(resume=True)
+    trainer.max_epoch = epochs
+    trainer.train()
+    return torch.load(Path(folder) / "model_final.pth", map_location="cpu", weights_only=True)["model"]
 
 
 def _precisions(place: Place) -> dict[str, dict[str, Any]]:
