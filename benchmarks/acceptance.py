@@ -1,6 +1,6 @@
 """The first thing to run where a GPU is at hand: numbers, order of events and speed that were only looked at on a CPU.
 
-    python benchmarks/acceptance.py --output acceptance              # on a GPU: at most ten minutes
+    python benchmarks/acceptance.py --output acceptance              # on a GPU: about five minutes, at most ten
     python benchmarks/acceptance.py --output acceptance --device cpu # the whole course, small: tests the script itself
 
 Each check writes what it found into ``<output>/acceptance.json`` as soon as it is done, so that a run that is cut off

@@ -38,6 +38,7 @@ from tests import tiny  # noqa: F401  (registers a dataset and a backbone of tes
 TINY: dict[str, Any] = {
     "MODEL__BACKBONE__NAME": "build_two_convolutions",
     "MODEL__BACKBONE__FEAT_DIM": 32,
+    "MODEL__ICE__CHANNELS_LAST": False,  # all chunks at once, as market.yml has it
     "DATASETS__NAMES": "('TinyReID',)",
     "DATASETS__TESTS": "()",
     "DATALOADER__NUM_WORKERS": 2,
@@ -236,17 +237,18 @@ def model_and_batch(cfg: Any, place: Place) -> tuple[ICE, dict[str, Tensor]]:
 def graphs(place: Place, found: Findings) -> None:
     """Ten steps with MODEL.ICE.CUDA_GRAPHS equal those without, bit for bit; elsewhere nothing is recorded."""
     for name, keys in _precisions(place).items():
-        for chunks in (1, 4):
+        for chunks, last in ((1, False), (4, False), (1, True)):
             runs = []
             for graphed in (False, place.on_gpu):
-                cfg = place.config("demo.yml", **keys, MODEL__ICE__BN_CHUNKS=chunks, MODEL__ICE__CUDA_GRAPHS=graphed)
+                keys = {**keys, "MODEL__ICE__BN_CHUNKS": chunks, "MODEL__ICE__CHANNELS_LAST": last}
+                cfg = place.config("demo.yml", **keys, MODEL__ICE__CUDA_GRAPHS=graphed)
                 with determinism(True):  # the memory too: its sums on a GPU are otherwise in no fixed order
                     model, batch = model_and_batch(cfg, place)
                     model.seed_shuffle(0)
                     step = our_step(cfg, model)
                     losses = torch.tensor([step(batch) for _ in range(place.pick(10, 1))])
                 runs.append([losses, *(value.cpu() for value in model.state_dict().values())])
-            found.holds(f"{name}, {chunks} chunks", all(map(torch.equal, *runs)))
+            found.holds(f"{name}, {chunks} chunks{', channels last' if last else ''}", all(map(torch.equal, *runs)))
 
 
 def like_the_cpu(place: Place, found: Findings) -> None:

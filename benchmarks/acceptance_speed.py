@@ -27,7 +27,7 @@ from fastreid_ice.engine.inference import FOLDED, TORCH
 from fastreid_ice.evaluation import Identities, Similarities, rank_queries
 from fastreid_ice.precision import without_tf32
 
-TF32 = ("torch's default, convolutions in TF32",)
+TF32 = "torch's default, convolutions in TF32"
 
 
 def _limit(place: Place, limit: float) -> float:
@@ -97,12 +97,12 @@ def steps(place: Place, found: Findings) -> None:
     mixed = {"SOLVER__AMP__ENABLED": True}
     kinds: dict[str, dict[str, Any]] = {"float32": {}, "bfloat16": mixed | {"SOLVER__AMP__DTYPE": "bfloat16"}}
     if place.on_gpu:
-        kinds |= {TF32[0]: {}, "float16": mixed, "float16, channels last": mixed | {"MODEL__ICE__CHANNELS_LAST": True}}
+        kinds |= {TF32: {}, "float16": mixed, "float16, channels last": mixed | {"MODEL__ICE__CHANNELS_LAST": True}}
     for name, keys in kinds.items():
         for chunks in (4, 1):
             small = {} if place.on_gpu else {"INPUT__SIZE_TRAIN": [64, 32], "SOLVER__IMS_PER_BATCH": 8}
             cfg = place.config(place.pick("Base-ICE.yml", "demo.yml"), **keys, **small, MODEL__ICE__BN_CHUNKS=chunks)
-            with contextlib.nullcontext() if name in TF32 else without_tf32():
+            with contextlib.nullcontext() if name == TF32 else without_tf32():
                 _measure_steps(place, found, f"{name}, {chunks} chunks", cfg)
                 if place.on_gpu:
                     cfg.MODEL.ICE.CUDA_GRAPHS = True

@@ -24,12 +24,12 @@ class Operations(TorchDispatchMode):
         return sum(self.names.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if not _is_view(func):
+        if not is_view(func):
             self.names[str(func)] += 1
         return func(*args, **(kwargs or {}))
 
 
-def _is_view(func: Any) -> bool:
+def is_view(func: Any) -> bool:
     """Whether the result shares its memory with an argument and writes nothing."""
     aliases = [returned.alias_info for returned in func._schema.returns]
     return "_unsafe_view" in str(func) or any(alias is not None and not alias.is_write for alias in aliases)

@@ -220,7 +220,7 @@ def operations(args: argparse.Namespace) -> None:
     for name in args.models:
         counts = []
         for count in (1, 4):
-            cfg = config(name, count, args, ["INPUT.SIZE_TRAIN", [64, 32]])
+            cfg = config(name, count, args, [*args.opts, "INPUT.SIZE_TRAIN", [64, 32]])
             run, batch = our_step(cfg, build(cfg)), place(random_batch(cfg), args)
             run(batch)  # makes what is made once
             with Operations() as counted:

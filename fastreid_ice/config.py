@@ -65,8 +65,8 @@ def _add_model(model: CN) -> None:
     # SOLVER.AMP on a GPU. More than one chunk is then normalised chunk by chunk. ref: False.
     model.ICE.CHANNELS_LAST = False
     # Record the encoders' passes as CUDA graphs in the first step of a run and replay them: a GPU then does not wait
-    # for the host between short kernels. Same numbers; keeps the memory of the passes between the steps. One process
-    # on CUDA, without SOLVER.ACCUMULATION, MODEL.FREEZE_LAYERS and syncBN.
+    # for the host between short kernels. Same kernels; keeps the memory of the passes between the steps. One process
+    # on CUDA, without SOLVER.ACCUMULATION, DATASETS.SOURCE, layers that thaw (MODEL.FREEZE_LAYERS), syncBN and GhostBN.
     model.ICE.CUDA_GRAPHS = False
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.operations import _is_view
+from benchmarks.operations import is_view
 
 
 class RecordedGraph:
@@ -38,7 +38,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if not _is_view(func):
+        if not is_view(func):
             self.graph.operations.append((func, args, kwargs or {}, out))
         return out
 
@@ -61,6 +61,7 @@ def install(monkeypatch):
         "Stream": lambda: stream,
         "current_stream": lambda: stream,
         "stream": lambda other: contextlib.nullcontext(),
+        "device": lambda device: contextlib.nullcontext(),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     return RecordedGraph.made

@@ -195,10 +195,10 @@ def test_shuffling_is_undone():
     model = build(MODEL__ICE__BN_CHUNKS=1).train()
     images = model.preprocess_image(inputs)
     order = torch.tensor([3, 1, 7, 5, 0, 2, 4, 6])
-    torch.testing.assert_close(model._momentum(images, order, False), model._momentum(images, None, False))
+    torch.testing.assert_close(model._momentum(images, order), model._momentum(images, None))
     chunked = build(MODEL__ICE__BN_CHUNKS=2).train()
     assert chunked._permutation(8) is not None and not torch.allclose(
-        chunked._momentum(images, order, False), chunked._momentum(images, None, False)
+        chunked._momentum(images, order), chunked._momentum(images, None)
     )
 
 

@@ -41,7 +41,7 @@ def train(folder, resume=False, **overrides) -> None:
 def in_a_child(work, *arguments) -> int:
     """Run in a forked process with one thread; 0, 1 after an error, or what it exits with."""
     if torch.cuda.is_available():
-        pytest.skip("forks, which CUDA does not survive: FASTREID_ICE_TEST_CUDA hides no GPU")
+        pytest.skip("a process that has used CUDA cannot be forked; without FASTREID_ICE_TEST_CUDA it has not")
     child = os.fork()
     if child == 0:
         code = 1

@@ -362,22 +362,23 @@ def _check_solver(cfg: CfgNode) -> None:
 
 
 def _check_graphs(cfg: CfgNode) -> None:
-    """What a recorded pass cannot follow: other layers in training, gradients that add up, other processes."""
+    """What a recorded pass cannot follow, or what was never seen to work with it."""
     if not cfg.MODEL.ICE.CUDA_GRAPHS:
         return
-    solver, problem = cfg.SOLVER, ""
-    if torch.device(cfg.MODEL.DEVICE).type != "cuda":
-        problem = f"needs CUDA, but MODEL.DEVICE is {cfg.MODEL.DEVICE}"
-    elif comm.get_world_size() > 1:
-        problem = f"is for one process, but there are {comm.get_world_size()}"
-    elif solver.ACCUMULATION > 1:
-        problem = f"does not go with SOLVER.ACCUMULATION {solver.ACCUMULATION}: a replay writes over the last gradients"
-    elif cfg.MODEL.FREEZE_LAYERS and solver.FREEZE_ITERS > 0:
-        problem = "does not go with MODEL.FREEZE_LAYERS: the layers of a recorded pass cannot thaw"
-    elif "syncBN" in (cfg.MODEL.BACKBONE.NORM, cfg.MODEL.HEADS.NORM):
-        problem = "does not go with the norm syncBN, whose layers talk with other processes"
-    if problem:
-        raise ValueError(f"MODEL.ICE.CUDA_GRAPHS is True, which {problem}. Set it to False, or the other one otherwise")
+    processes, solver = comm.get_world_size(), cfg.SOLVER
+    norms = {cfg.MODEL.BACKBONE.NORM, cfg.MODEL.HEADS.NORM} & {"syncBN", "GhostBN"}
+    against = {
+        f"MODEL.DEVICE {cfg.MODEL.DEVICE}: it needs CUDA": torch.device(cfg.MODEL.DEVICE).type != "cuda",
+        f"{processes} processes: DistributedDataParallel cannot be recorded": processes > 1,
+        f"SOLVER.ACCUMULATION {solver.ACCUMULATION}: a replay writes over the last gradients": solver.ACCUMULATION > 1,
+        "MODEL.FREEZE_LAYERS: the layers of a recorded pass cannot thaw": cfg.MODEL.FREEZE_LAYERS
+        and solver.FREEZE_ITERS > 0,
+        "DATASETS.SOURCE: the second domain cannot be recorded": cfg.DATASETS.SOURCE,
+        f"the norm {', '.join(norms)}, whose statistics a recorded pass would not move": norms,
+    }
+    for problem, holds in against.items():
+        if holds:
+            raise ValueError(f"MODEL.ICE.CUDA_GRAPHS is True, which does not go with {problem}. Set it to False")
 
 
 def _check_cache(cfg: CfgNode) -> None:

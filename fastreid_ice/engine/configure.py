@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 def setup(args: Namespace) -> CfgNode:
     """Build the config from ``args.config_file`` and ``args.opts``, check it, and set logging up.
 
-    Nothing is written before all keys are checked. Without CUDA, ``MODEL.DEVICE`` becomes "cpu" and float16 is switched
-    off, each with a log line.
+    Nothing is written before all keys are checked. Without CUDA, ``MODEL.DEVICE`` becomes "cpu", and float16 and
+    CUDA graphs are switched off, each with a log line.
 
     Args:
         args: ``config_file``, ``opts`` and ``eval_only``; ``debug`` may say that the screen shows tracebacks too.

@@ -1,9 +1,10 @@
 """Passes of an encoder as CUDA graphs: recorded once, replayed in every step by one call each.
 
 A step launches some two thousand kernels, most of them so short that a GPU waits for the host between them. A graph
-launches those of a whole pass at once. It is tied to the tensors that were there when it was recorded: the shape of
-the batch, and the memory of weights and statistics, which optimizer, momentum update and checkpoints change in place.
-The kernels are the same, and so are the numbers.
+launches those of a whole pass at once, the same kernels as without. It holds what was there when it was recorded: the
+shape of the batch, the memory of weights and statistics (which optimizer, momentum update and checkpoints change in
+place), which layers train and which weights have a gradient. Python within a layer, hooks included, runs while it is
+recorded and not again; a random number of the device is drawn anew in each replay.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ WARM_UP = 3  # passes before the recording, in which libraries choose their algo
 
 
 class GraphedPasses:
-    """The graphs of a model by the name of the pass; each is recorded when it is first needed.
+    """The graphs of a model by the name of the pass; each is recorded when it is first needed, and kept.
 
-    A copy of the model records its own.
+    A copy of the model, or one that was pickled, records its own.
     """
 
     def __init__(self) -> None:
@@ -32,6 +33,8 @@ class GraphedPasses:
     def __call__(self, name: str, run: Pass, modules: Sequence[nn.Module], images: Tensor) -> Tensor:
         """``run(images)``, replayed; with a gradient to the weights of ``modules`` where it is enabled.
 
+        The gradients lie in memory that the next replay fills anew: set them to None before the next backward pass.
+
         Args:
             name: of the pass; two passes with one name are the same for images of one shape.
             run: (N, 3, H, W) to (N, D) by the layers of ``modules``, without a value that the host has to know.
@@ -39,7 +42,8 @@ class GraphedPasses:
             images: (N, 3, H, W) on a GPU, without gradient.
 
         Raises:
-            RuntimeError: the pass does something that a graph cannot hold.
+            RuntimeError: the pass does something that a graph cannot hold; in the backward pass: another forward pass
+                came between.
         """
         dtype = _autocast_dtype() if torch.is_autocast_enabled() else None
         key = (name, dtype, images.shape, images.dtype, torch.is_grad_enabled())
@@ -48,11 +52,11 @@ class GraphedPasses:
         return self._recorded[key](images)
 
     def forget(self) -> None:
-        """Drop all graphs, and the memory that they hold: the weights lie elsewhere now."""
+        """Drop all graphs and their memory: the weights or the statistics lie elsewhere now."""
         self._recorded.clear()
 
-    def __deepcopy__(self, memo: dict) -> GraphedPasses:
-        return type(self)()
+    def __reduce__(self) -> tuple:
+        return type(self), ()
 
 
 def _autocast_dtype() -> torch.dtype:
@@ -76,10 +80,14 @@ class _GraphedPass:
 
     def __init__(self, run: Pass, modules: Sequence[nn.Module], images: Tensor):
         self._images = images.clone()  # keeps the memory format
-        trained = [p for module in modules for p in module.parameters() if p.requires_grad]
-        self._parameters = trained if torch.is_grad_enabled() else []
-        with _unchanged([buffer for module in modules for buffer in module.buffers()]), _side_stream() as stream:
+        trained = (p for module in modules for p in module.parameters() if p.requires_grad)
+        self._parameters = list(dict.fromkeys(trained)) if torch.is_grad_enabled() else []
+        self._replays = 0
+        # A graph reads their memory: nothing else may get it while there is the graph.
+        self._held = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        with _unchanged(modules), _side_stream(images.device) as stream:
             self._warm_up(run)
+            _check_same_buffers(modules, self._held)
             self._record(run, stream)
 
     def _warm_up(self, run: Pass) -> None:
@@ -89,41 +97,47 @@ class _GraphedPass:
                 self._differentiate(features, torch.zeros_like(features))
 
     def _record(self, run: Pass, stream: Any) -> None:
-        self._forward = torch.cuda.CUDAGraph()
+        self._forward_graph = torch.cuda.CUDAGraph()
         try:
-            with _recording(self._forward, stream):
+            with _recording(self._forward_graph, stream):
                 self._features = run(self._images)
             self._feature_gradient = torch.zeros_like(self._features)
             if self._parameters:
-                self._backward = torch.cuda.CUDAGraph()
-                with _recording(self._backward, stream, pool=self._forward.pool()):
+                self._backward_graph = torch.cuda.CUDAGraph()
+                with _recording(self._backward_graph, stream, pool=self._forward_graph.pool()):
                     self._gradients = self._differentiate(self._features, self._feature_gradient)
+        except torch.cuda.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            raise RuntimeError(
-                "MODEL.ICE.CUDA_GRAPHS is True, but a pass of this backbone cannot be recorded as a CUDA graph; set it "
-                f"to False ({error})"
-            ) from error
+            raise _cannot_be_recorded(str(error)) from error
         self._features = self._features.detach()
 
     def _differentiate(self, features: Tensor, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """By the parameters; None for those that the pass does not use."""
-        return torch.autograd.grad(features, self._parameters, gradient, allow_unused=True)
+        """By the parameters, None for those that the pass does not use; outside of autocast, as backward passes are."""
+        with torch.autocast(features.device.type, enabled=False):
+            return torch.autograd.grad(features, self._parameters, gradient, allow_unused=True)
 
     def __call__(self, images: Tensor) -> Tensor:
         if self._parameters:
             return _Replay.apply(self, images, *self._parameters)
-        return self.forward(images)
+        return self.forward(images)[0]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, D) of a batch, in memory of its own: the next replay fills the graph's anew."""
+    def forward(self, images: Tensor) -> tuple[Tensor, int]:
+        """(N, D) of a batch, in memory of its own, and the number of the replay: the next fills the graph's anew."""
         self._images.copy_(images)
-        self._forward.replay()
-        return self._features.clone()
+        self._forward_graph.replay()
+        self._replays += 1
+        return self._features.clone(), self._replays
 
-    def backward(self, gradient: Tensor) -> list[Tensor | None]:
+    def backward(self, gradient: Tensor, replay: int) -> list[Tensor | None]:
         """Of the parameters for a (N, D) gradient, in the memory of the graph: valid until the next replay."""
+        if replay != self._replays:
+            raise RuntimeError(
+                "MODEL.ICE.CUDA_GRAPHS is True, but a second batch went through the model before the backward pass of "
+                "the first: a graph keeps what one pass has computed. Set it to False"
+            )
         self._feature_gradient.copy_(gradient)
-        self._backward.replay()
+        self._backward_graph.replay()
         return [value if value is None else value.detach() for value in self._gradients]
 
 
@@ -132,23 +146,27 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, graphs: _GraphedPass, images: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.graphs = graphs
-        return graphs.forward(images)
+        features, replay = graphs.forward(images)
+        ctx.graphs, ctx.replay = graphs, replay
+        return features
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        return None, None, *ctx.graphs.backward(gradient)
+        return None, None, *ctx.graphs.backward(gradient, ctx.replay)
 
 
 @contextlib.contextmanager
-def _side_stream() -> Iterator[Any]:
-    """A stream for warming up and recording, in step with the current one."""
-    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        yield stream
-    current.wait_stream(stream)
+def _side_stream(device: torch.device) -> Iterator[Any]:
+    """A stream of the device for warming up and recording, in step with the current one."""
+    with torch.cuda.device(device):
+        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(stream):
+                yield stream
+        finally:
+            current.wait_stream(stream)
 
 
 def _recording(graph: Any, stream: Any, **options: Any) -> Any:
@@ -156,14 +174,32 @@ def _recording(graph: Any, stream: Any, **options: Any) -> Any:
     return torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local", **options)
 
 
+def _check_same_buffers(modules: Sequence[nn.Module], before: Sequence[Tensor]) -> None:
+    """A layer that gives a buffer another tensor, instead of changing it, would be recorded with the first one."""
+    known = {id(tensor) for tensor in before}
+    for module in modules:
+        for name, buffer in module.named_buffers():
+            if id(buffer) not in known:
+                raise _cannot_be_recorded(f"its buffer {name} is another tensor after each pass")
+
+
+def _cannot_be_recorded(why: str) -> RuntimeError:
+    return RuntimeError(
+        "MODEL.ICE.CUDA_GRAPHS is True, but a pass of this model cannot be recorded as a CUDA graph; set it to False "
+        f"({why})"
+    )
+
+
 @contextlib.contextmanager
-def _unchanged(tensors: list[Tensor]) -> Iterator[None]:
+def _unchanged(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Put back what warming up moves: the running statistics.
 
     Through ``data``: losses of this step may hold others of these tensors for their backward pass, and autograd would
     count the same values as new ones.
     """
-    before = [tensor.clone() for tensor in tensors]
-    yield
-    for tensor, value in zip(tensors, before):
-        tensor.data.copy_(value)
+    before = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.data.copy_(value)

@@ -98,13 +98,15 @@ class ICE(Baseline):
             source_scale: weight of their losses.
 
         Raises:
-            ValueError: a momentum outside [0, 1), an unknown encoder, or chunks that cannot be.
+            ValueError: a momentum outside [0, 1), an unknown encoder, chunks that cannot be, or graphs with a source.
         """
         super().__init__(backbone=backbone, heads=heads, pixel_mean=pixel_mean, pixel_std=pixel_std)
         if not 0 <= momentum < 1:
             raise ValueError(f"MODEL.ICE.MOMENTUM is {momentum}; it must be in [0, 1)")
         if eval_encoder not in ENCODERS:
             raise ValueError(f"MODEL.ICE.EVAL_ENCODER is {eval_encoder!r}; choose one of {', '.join(ENCODERS)}")
+        if cuda_graphs and source_images:
+            raise ValueError("MODEL.ICE.CUDA_GRAPHS is True, which does not go with DATASETS.SOURCE. Set it to False")
         self.loss_functions = losses
         self.momentum = momentum
         self.unused_passes = unused_passes
@@ -205,9 +207,9 @@ class ICE(Baseline):
     def _step_features(self, batch: Batch, is_source: bool = False) -> StepFeatures:
         """Run the views of one domain through the encoders, in the reference code's order."""
         strong = self.preprocess_image(batch)
-        query = self._online_in_a_step(strong, is_source).float()
+        query = self._online_in_a_step(strong).float()
         if self._needs_keys():
-            keys, weak_keys = self._momentum_embeddings(batch, strong, is_source)
+            keys, weak_keys = self._momentum_embeddings(batch, strong, self.unused_passes and not is_source)
         else:
             keys = weak_keys = query.new_empty(0, query.shape[1])
         labels, camids = (batch[name].to(self.device, non_blocking=True) for name in ("targets", "camids"))
@@ -232,38 +234,38 @@ class ICE(Baseline):
         return any(getattr(loss, "uses_keys", True) for loss in self.loss_functions.values())
 
     @torch.no_grad()
-    def _momentum_embeddings(self, batch: Batch, strong: Tensor, is_source: bool) -> tuple[Tensor, Tensor]:
+    def _momentum_embeddings(self, batch: Batch, strong: Tensor, unused_passes: bool) -> tuple[Tensor, Tensor]:
         """(B, D) momentum embeddings of the second strong and of the weak views of all processes."""
         strong_key, weak = (self.preprocess_image(batch, view) for view in VIEWS[1:])
         order = self._permutation(len(strong) * comm.get_world_size())
-        if self.unused_passes and not is_source:
-            self._online_in_a_step(strong_key, is_source)
-            self._momentum(strong, order, is_source)
-        return self._momentum(strong_key, order, is_source), self._momentum(weak, order, is_source)
+        if unused_passes:
+            self._online_in_a_step(strong_key)
+            self._momentum(strong, order)
+        return self._momentum(strong_key, order), self._momentum(weak, order)
 
-    def _momentum(self, images: Tensor, order: Tensor | None, is_source: bool) -> Tensor:
+    def _momentum(self, images: Tensor, order: Tensor | None) -> Tensor:
         """(B, D) momentum embeddings of all processes' images, normalised in chunks of the permuted batch."""
         if order is None:
-            return gather(self._momentum_in_a_step(images, is_source).float())
+            return gather(self._momentum_in_a_step(images).float())
         own = order.chunk(comm.get_world_size())[comm.get_rank()]
         images = gather(images)[own].contiguous(memory_format=self.memory_format)
-        permuted = gather(self._momentum_in_a_step(images, is_source).float())
+        permuted = gather(self._momentum_in_a_step(images).float())
         features = torch.empty_like(permuted)
         features[order] = permuted
         return features
 
-    def _online_in_a_step(self, images: Tensor, is_source: bool) -> Tensor:
+    def _online_in_a_step(self, images: Tensor) -> Tensor:
         if self._graphs is None:
             return self._online(images)
-        return self._graphs(f"online, {is_source}", self._online, (self.backbone, self.heads), images)
+        return self._graphs("online", self._online, (self.backbone, self.heads), images)
 
-    def _momentum_in_a_step(self, images: Tensor, is_source: bool) -> Tensor:
+    def _momentum_in_a_step(self, images: Tensor) -> Tensor:
         def run(images: Tensor) -> Tensor:
             return self._momentum_pass(self.momentum_encoder, images)
 
         if self._graphs is None:
             return run(images)
-        return self._graphs(f"momentum, {is_source}", run, (self.momentum_encoder,), images)
+        return self._graphs("momentum", run, (self.momentum_encoder,), images)
 
     def _permutation(self, batch_size: int) -> Tensor | None:
         """The same permutation of the whole batch in every process; None where the order changes nothing."""
@@ -278,6 +280,8 @@ class ICE(Baseline):
 
     def _move_batch_statistics(self, batch: Batch) -> dict[str, Tensor]:
         """Training mode without gradient is fastreid's PreciseBN: move the running statistics, nothing else."""
+        if self._graphs is not None:
+            self._graphs.forget()  # PreciseBN gives the layers other tensors
         images = self.preprocess_image(batch)
         self._online(images)
         self._momentum_pass(self.momentum_encoder, images)
