@@ -233,6 +233,7 @@ def test_what_reid_does_not_compute_has_no_name_of_its(change):
     assert reid_architecture(load_config(ROOT / "configs/ICE/market.yml", opts + change).MODEL, "x") == "fastreid:x"
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.3."), reason="torch 2.3 writes a ReduceL2 that opset 18 has not")
 def test_another_opset(run, tmp_path):
     path = export_model(run, format="onnx", output=tmp_path, opset=18).files[0]
     assert onnx.load(str(path)).opset_import[0].version == 18
@@ -241,6 +242,8 @@ def test_another_opset(run, tmp_path):
 def test_where_tracing_fails_the_other_exporter_is_taken(tmp_path, monkeypatch):
     """As in a torch that has no exporter by tracing any more; it gives the same, with dynamic batch."""
     pytest.importorskip("onnxscript")
+    if "dynamo" not in inspect.signature(torch.onnx.export).parameters:
+        pytest.skip("this torch has the exporter by tracing only")
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
     export = torch.onnx.export
     asked = []
