@@ -1,12 +1,16 @@
 """The ICE model: its encoders, what it loads, what it refuses."""
 
+import re
+
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 import pytest
 import torch
+import torchvision
 from fastreid.modeling import build_model
 
 from fastreid_ice.modeling import ICE, LOSS_REGISTRY, MemoryBank, StepFeatures, build_losses
+from fastreid_ice.modeling.pretrained import names_of_mobilenetv2
 from tests import tiny  # noqa: F401  (registers the backbone)
 from tests.conftest import ice_config
 
@@ -285,6 +289,21 @@ class TestPretrained:
         for name, value in source.state_dict().items():
             assert torch.equal(model.backbone.state_dict()[name], value)
             assert torch.equal(model.momentum_encoder.backbone.state_dict()[name], value)
+
+    @pytest.mark.parametrize("grouped", [True, False], ids=["torchvision", "elsewhere"])
+    def test_mobilenetv2_by_other_names(self, tmp_path, grouped):
+        theirs = torchvision.models.mobilenet_v2().eval()
+        stored = theirs.state_dict()
+        if not grouped:  # as fastreid names the blocks, but for the last convolution
+            stored = names_of_mobilenetv2(stored)
+            stored = {re.sub(r"^conv\.", "features.18.", name): value for name, value in stored.items()}
+        torch.save(stored, tmp_path / "mobilenet_v2.pth")
+        mobilenet = {"NAME": "build_mobilenetv2_backbone", "DEPTH": "1.0x", "FEAT_DIM": 1280, "PRETRAIN": True}
+        mobilenet["PRETRAIN_PATH"] = str(tmp_path / "mobilenet_v2.pth")
+        model = build_model(ice_config(**{f"MODEL__BACKBONE__{key}": value for key, value in mobilenet.items()})).eval()
+        images = torch.randn(2, 3, 64, 32, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            torch.testing.assert_close(model.backbone(images), theirs.features(images))
 
 
 def test_one_memory_in_the_online_head():
