@@ -305,6 +305,31 @@ class TestPretrained:
         with torch.no_grad():
             torch.testing.assert_close(model.backbone(images), theirs.features(images))
 
+    def test_mobilenetv2_is_downloaded(self, tmp_path, monkeypatch):
+        theirs = torchvision.models.mobilenet_v2()
+        downloads = []
+
+        def download(url, **arguments):
+            downloads.append((url, arguments))
+            return theirs.state_dict()
+
+        monkeypatch.setattr(torch.hub, "load_state_dict_from_url", download)
+        mobilenet = {"NAME": "build_mobilenetv2_backbone", "DEPTH": "1.0x", "FEAT_DIM": 1280, "PRETRAIN": True}
+        mobilenet = {f"MODEL__BACKBONE__{key}": value for key, value in mobilenet.items()}
+        model = build_model(ice_config(**mobilenet))
+        assert torch.equal(model.backbone.conv[0].weight, theirs.features[18][0].weight)
+        ((url, arguments),) = downloads
+        assert url.endswith("mobilenet_v2-b0353104.pth") and arguments["check_hash"]
+        with pytest.raises(ValueError, match="MODEL.BACKBONE.DEPTH is 0.5x"):
+            build_model(ice_config(**{**mobilenet, "MODEL__BACKBONE__DEPTH": "0.5x"}))
+
+    def test_a_file_of_another_width(self, tmp_path):
+        torch.save(torchvision.models.mobilenet_v2(width_mult=0.5).state_dict(), tmp_path / "half.pth")
+        mobilenet = {"NAME": "build_mobilenetv2_backbone", "DEPTH": "0.25x", "FEAT_DIM": 1280, "PRETRAIN": True}
+        mobilenet["PRETRAIN_PATH"] = str(tmp_path / "half.pth")
+        with pytest.raises(ValueError, match="half.pth.*0.25x"):
+            build_model(ice_config(**{f"MODEL__BACKBONE__{key}": value for key, value in mobilenet.items()}))
+
 
 def test_one_memory_in_the_online_head():
     model = build()

@@ -24,6 +24,10 @@ from fastreid_ice.clustering import Clusterer, ClusteringConfig, Tracks
 from fastreid_ice.clustering.centroids import centroid_distances
 from fastreid_ice.clustering.eps_sweep import suggest, sweep
 from fastreid_ice.clustering.quality import agreement
+from fastreid_ice.config_files import load_config
+from fastreid_ice.data.folder_report import check_folder
+from fastreid_ice.data.folder_scan import scan_folder
+from fastreid_ice.data.folder_summary import for_a_cpu
 from fastreid_ice.data.labelled_folder import write_identity_folders, write_market_folder
 from fastreid_ice.engine.run_features import read_features
 from tests import own_images, tiny  # noqa: F401  (registers the dataset and the backbone)
@@ -103,6 +107,37 @@ class TestPage:
         assert config("animals")["INPUT"]["SIZE_TRAIN"] == [64, 128]  # small, and wider than high
         assert Path(config("tracks")["_BASE_"]).name == "own_tracks.yml"
         assert config("tracks")["CLUSTERING"]["TRACKS"] == "must_and_cannot_link"
+
+    def test_written_for_a_cpu(self, world, tmp_path):
+        written = yaml.safe_load((world / "by_camera_cpu.yml").read_text())
+        assert Path(written["_BASE_"]).name == "own_cpu.yml" and written["CLUSTERING"]["CAMERA_NORMALIZATION"]
+        assert (
+            "OnlineAssociationLoss" in written["MODEL"]["LOSSES"]["NAME"] and written["CLUSTERING"]["EPS_END"] == 0.45
+        )
+        made = world / "logs/by_camera_cpu/config.yaml"
+        assert yaml.safe_load(made.read_text())["TEST"]["ENGINE"] == "folded"
+        for name in ("crops", "tracks"):  # without cameras; as own_tracks.yml
+            argv = [str(world / name), "--cpu", "--write-config", str(tmp_path / f"{name}.yml")]
+            if name == "tracks":
+                argv += ["--camera-from", "folder", "--track-from", "folder", "--pattern", "(?P<frame>[0-9]+)[^/0-9]*$"]
+            check_dataset.main(argv)
+        crops, tracks = (load_config(tmp_path / f"{name}.yml") for name in ("crops", "tracks"))
+        assert not crops.CLUSTERING.CAMERA_NORMALIZATION and not crops.DATASETS.USE_CAMERAS
+        assert (crops.CLUSTERING.EPS, crops.CLUSTERING.EPS_END) == (0.55, 0.45) and crops.MODEL.DEVICE == "cpu"
+        assert "OnlineAssociationLoss" not in crops.MODEL.LOSSES.NAME
+        own_tracks = load_config(ROOT / "configs/ICE/own_tracks.yml").CLUSTERING
+        for key in ("K1", "K2", "MIN_SAMPLES", "TRACKS"):
+            assert tracks.CLUSTERING[key] == own_tracks[key]
+
+    def test_half_the_size_on_a_cpu(self, tmp_path):
+        for shade in range(3):
+            Image.new("RGB", (128, 256), (shade, 0, 0)).save(tmp_path / f"{shade}.png")
+        large = check_folder(scan_folder(tmp_path, verify=False))
+        half = for_a_cpu(large).recommendation
+        assert (large.recommendation.input_size, large.recommendation.padding) == ((256, 128), 10)
+        assert (half.input_size, half.padding) == ((128, 64), 5)
+        assert half.reasons["input_size"] == large.recommendation.reasons["input_size"] + " On a CPU half of it."
+        assert for_a_cpu(replace(large, recommendation=half)).recommendation is half
 
     def test_tracks_are_respected(self, world):
         found = {

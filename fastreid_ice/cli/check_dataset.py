@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastreid_ice.data.folder_report import FolderReport, check_folder
 from fastreid_ice.data.folder_scan import SOURCES, FolderScan, scan_folder
-from fastreid_ice.data.folder_summary import Sources, config_text, describe
+from fastreid_ice.data.folder_summary import Sources, config_text, describe, for_a_cpu
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.files import replacing
 from fastreid_ice.model_zoo import get_config_file
@@ -30,6 +30,7 @@ def parser() -> ArgumentParser:
     built.add_argument("--csv", help="DATASETS.FOLDER.CSV")
     built.add_argument("--output", type=Path, help=f"folder for {REPORT} and {SHEET}, a picture of the images")
     built.add_argument("--write-config", type=Path, help="config to write, such as my.yml")
+    built.add_argument("--cpu", action="store_true", help="a config that trains on a machine without GPU")
     built.add_argument("--force", action="store_true", help="overwrite the config")
     built.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return built
@@ -44,10 +45,11 @@ def run(args: Namespace) -> FolderReport:
     sources = Sources(args.camera_from, args.identity_from, args.track_from, args.pattern, args.csv)
     scan = scan_folder(args.folder, **vars(sources), verify=False)
     report = check_folder(scan)
+    report = for_a_cpu(report) if args.cpu else report
     text = describe(scan, report)
     name = args.write_config.stem if args.write_config is not None else "own"
-    base = get_config_file("ICE/own.yml" if scan.tracks is None else "ICE/own_tracks.yml")
-    config = config_text(scan, report, sources, base, f"logs/{name}")
+    base = "own_cpu" if args.cpu else "own" if scan.tracks is None else "own_tracks"
+    config = config_text(scan, report, sources, get_config_file(f"ICE/{base}.yml"), f"logs/{name}", args.cpu)
     sys.stdout.write(f"{text}\n\n## Config\n\n```yaml\n{config}```\n")
     if args.output is not None:
         _draw(scan, report, args.output / SHEET)

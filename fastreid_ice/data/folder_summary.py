@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastreid_ice.data.folder_report import FolderReport
@@ -16,6 +16,10 @@ from fastreid_ice.data.folder_scan import FolderScan
 SHOWN = 10  # files or cameras in a list
 K2 = 6
 LOSSES = '("AgnosticLoss", "CrossCameraLoss", "HardInstanceLoss", "SoftInstanceLoss")'
+CPU_LOSSES = '("AgnosticLoss", "CrossCameraLoss", "OnlineAssociationLoss", "HardInstanceLoss", "SoftInstanceLoss")'
+CPU_SIDE = 128  # longest side of an image on a CPU
+EPS_FALLS = 0.1  # configs/ICE/own_cpu.yml: EPS_END below EPS
+TRACKED = {"MIN_SAMPLES": 2, "K1": 10, "K2": 3}  # configs/ICE/own_tracks.yml
 KEYS = {
     "input_size": "INPUT.SIZE_TRAIN and SIZE_TEST",
     "padding": "INPUT.PADDING.SIZE",
@@ -97,7 +101,20 @@ def _settings(scan: FolderScan, report: FolderReport) -> list[str]:
     return lines
 
 
-def config_text(scan: FolderScan, report: FolderReport, sources: Sources, base: str, output_dir: str) -> str:
+def for_a_cpu(report: FolderReport) -> FolderReport:
+    """The report with half of the recommended pixels a side, where there are more than CPU_SIDE."""
+    found = report.recommendation
+    if max(found.input_size) <= CPU_SIDE:
+        return report
+    height, width = (side // 2 for side in found.input_size)
+    reasons = found.reasons | {"input_size": f"{found.reasons['input_size']} On a CPU half of it."}
+    smaller = replace(found, input_size=(height, width), padding=found.padding // 2, reasons=reasons)
+    return replace(report, recommendation=smaller)
+
+
+def config_text(
+    scan: FolderScan, report: FolderReport, sources: Sources, base: str, output_dir: str, cpu: bool = False
+) -> str:
     """A config for these images, on top of a shipped one.
 
     Args:
@@ -106,13 +123,15 @@ def config_text(scan: FolderScan, report: FolderReport, sources: Sources, base: 
         sources: where the scan had its facts from.
         base: that config's path.
         output_dir: OUTPUT_DIR.
+        cpu: that config is own_cpu.yml, which is completed by what helps where cameras are known.
     """
     found = report.recommendation
     tracked = scan.tracks is not None
     several = report.per_camera is not None and len(report.per_camera) > 1
     lines = [f"_BASE_: {_text(base)}", ""]
     if several:
-        lines += ["MODEL:", "  LOSSES:", f"    NAME: {LOSSES}", ""]
+        lines += ["MODEL:", "  LOSSES:", f"    NAME: {CPU_LOSSES if cpu else LOSSES}"]
+        lines += ["    CROSS_CAMERA:", "      SCALE: 1.0"] * cpu + [""]
     height, width = found.input_size
     lines += ["INPUT:", f"  SIZE_TRAIN: [{height}, {width}]", f"  SIZE_TEST: [{height}, {width}]"]
     lines += ["  PADDING:", f"    SIZE: {found.padding}", "", "DATASETS:"]
@@ -127,9 +146,12 @@ def config_text(scan: FolderScan, report: FolderReport, sources: Sources, base: 
     if report.unreadable:
         lines.append(f"    SKIP_UNREADABLE: True # {len(report.unreadable)} of {report.images}")
     lines += ["", "CLUSTERING:", f"  EPS: {found.eps}"]
+    if cpu:
+        lines += [f"  EPS_END: {found.eps - EPS_FALLS:.4g}"] + ["  CAMERA_NORMALIZATION: True"] * several
     if tracked:
         both = scan.camera_names is not None and scan.frames is not None
         lines.append(f"  TRACKS: {'must_and_cannot_link' if both else 'must_link'}")
+        lines += [f"  {key}: {value}" for key, value in TRACKED.items()] if cpu else []
     else:
         lines += [f"  MIN_SAMPLES: {found.min_samples}", f"  K1: {found.k1}", f"  K2: {min(K2, found.k1)}"]
     return "\n".join([*lines, "", f"OUTPUT_DIR: {_text(output_dir)}", ""])

@@ -11,6 +11,9 @@ import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is importe
 import torch
 from fastreid.modeling.backbones import build_backbone
 from torch import nn
+from torchvision.models import MobileNet_V2_Weights
+
+_MOBILENETV2 = "build_mobilenetv2_backbone"
 
 logger = logging.getLogger(__name__)
 
@@ -18,12 +21,13 @@ logger = logging.getLogger(__name__)
 def build_pretrained_backbone(cfg) -> nn.Module:
     """fastreid's ``build_backbone``, with errors that name the key, and a report of the tensors loaded.
 
-    A file for ``build_mobilenetv2_backbone`` may have the names of torchvision's MobileNetV2, which fastreid's differ from.
+    ``build_mobilenetv2_backbone`` takes torchvision's names too, which fastreid's differ from, and without a file
+    torchvision's first ImageNet weights are downloaded: fastreid knows of none.
 
     Raises:
         FileNotFoundError: ``MODEL.BACKBONE.PRETRAIN_PATH`` does not exist.
-        ValueError: the file holds no tensor of this backbone.
-        RuntimeError: fastreid could not download the weights.
+        ValueError: the file holds no tensor of this backbone, or no weights are published for its width.
+        RuntimeError: the weights could not be downloaded.
     """
     node = cfg.MODEL.BACKBONE
     path = Path(node.PRETRAIN_PATH).expanduser() if node.PRETRAIN and node.PRETRAIN_PATH else None
@@ -32,25 +36,24 @@ def build_pretrained_backbone(cfg) -> nn.Module:
     if not path.is_file():
         raise FileNotFoundError(f"MODEL.BACKBONE.PRETRAIN_PATH: there is no file {path}")
     stored = torch.load(path, map_location="cpu", weights_only=True)  # upstream's own load would run code on old torch
-    if node.NAME == "build_mobilenetv2_backbone" and "features.18.0.weight" in stored:
-        stored = names_of_mobilenetv2(stored)
-        backbone = build_backbone(_untrained(cfg))
-        backbone.load_state_dict(stored, strict=False)
-    else:
-        backbone = build_backbone(cfg)
+    if node.NAME == _MOBILENETV2 and "features.18.0.weight" in stored:
+        return _mobilenetv2(cfg, stored, path)
+    backbone = build_backbone(cfg)
     _report(backbone, stored, path)
     return backbone
 
 
 def names_of_mobilenetv2(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A MobileNetV2 by torchvision's names, or by those of the implementation that fastreid's was taken from, by fastreid's.
+    """fastreid's names for a MobileNetV2 by torchvision's, or by those of which fastreid took the blocks' only.
 
     torchvision groups each convolution with its normalisation (``features.2.conv.1.0`` is the second convolution of a
-    block), fastreid counts on (``features.2.conv.3``); in both files the last convolution is ``features.18``, in fastreid
-    ``conv``. The classifier is left out.
+    block), fastreid counts on (``features.2.conv.3``). The last convolution, ``features.18``, is its ``conv``. The
+    classifier is left out.
 
-    >>> list(names_of_mobilenetv2({"features.2.conv.1.0.weight": 0, "features.2.conv.2.weight": 1, "features.18.1.bias": 2}))
-    ['features.2.conv.3.weight', 'features.2.conv.6.weight', 'conv.1.bias']
+    Example:
+        >>> grouped = {"features.2.conv.1.0.weight": 0, "features.2.conv.2.weight": 1, "features.18.1.bias": 2}
+        >>> list(names_of_mobilenetv2(grouped))
+        ['features.2.conv.3.weight', 'features.2.conv.6.weight', 'conv.1.bias']
     """
     grouped: dict[str, int] = {}  # convolutions of a block that stand in a group of their own
     for name in stored:
@@ -67,6 +70,19 @@ def names_of_mobilenetv2(stored: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return renamed
 
 
+def _mobilenetv2(cfg, stored: dict[str, torch.Tensor], path: Path | str) -> nn.Module:
+    backbone, renamed = build_backbone(_untrained(cfg)), names_of_mobilenetv2(stored)
+    for name, value in backbone.state_dict().items():
+        if name in renamed and renamed[name].shape != value.shape:
+            raise ValueError(
+                f"MODEL.BACKBONE.PRETRAIN_PATH: {path} is of another width than MODEL.BACKBONE.DEPTH "
+                f"{cfg.MODEL.BACKBONE.DEPTH}: {name} is {tuple(renamed[name].shape)} instead of {tuple(value.shape)}"
+            )
+    backbone.load_state_dict(renamed, strict=False)
+    _report(backbone, renamed, path)
+    return backbone
+
+
 def _untrained(cfg):
     untrained = cfg.clone()
     untrained.defrost()
@@ -76,17 +92,26 @@ def _untrained(cfg):
 
 def _build_and_download(cfg) -> nn.Module:
     build_backbone(_untrained(cfg))  # so that a mistake in another key is not taken for a failed download
+    node = cfg.MODEL.BACKBONE
+    if node.NAME == _MOBILENETV2 and node.DEPTH != "1.0x":
+        raise ValueError(
+            f"MODEL.BACKBONE.DEPTH is {node.DEPTH}: ImageNet weights of MobileNetV2 are published for 1.0x only. Name "
+            "a file in MODEL.BACKBONE.PRETRAIN_PATH, or set MODEL.BACKBONE.PRETRAIN False."
+        )
     try:
+        if node.NAME == _MOBILENETV2:
+            url = MobileNet_V2_Weights.IMAGENET1K_V1.url
+            return _mobilenetv2(cfg, torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True), url)
         return build_backbone(cfg)
     except Exception as error:
         raise RuntimeError(
-            f"The pretrained weights of {cfg.MODEL.BACKBONE.NAME} could not be downloaded by fastreid ({error}). "
+            f"The pretrained weights of {node.NAME} could not be downloaded ({error}). "
             "Put them into a file and name it in MODEL.BACKBONE.PRETRAIN_PATH, give weights of a whole model in "
             "MODEL.WEIGHTS, or set MODEL.BACKBONE.PRETRAIN False."
         ) from error
 
 
-def _report(backbone: nn.Module, stored: dict, path: Path) -> None:
+def _report(backbone: nn.Module, stored: dict, path: Path | str) -> None:
     """Log how many of the backbone's tensors came from the file; fastreid loads whatever fits and goes on."""
     own = backbone.state_dict()
     loaded = [name for name, value in own.items() if name in stored and torch.equal(stored[name].cpu(), value)]
