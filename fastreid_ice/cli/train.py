@@ -12,6 +12,7 @@ from fastreid.utils import comm
 
 from fastreid_ice.engine import ICETrainer, setup
 from fastreid_ice.engine.checkpoints import load_weights
+from fastreid_ice.engine.process_memory import keep_freed_memory
 from fastreid_ice.engine.reporting import write_report
 from fastreid_ice.errors import told_in_one_line
 
@@ -27,6 +28,8 @@ def parser() -> ArgumentParser:
 def run(args: Namespace) -> dict | None:
     """What each process does. Returns the last evaluation's scores in percent, in the main process."""
     cfg = setup(args)
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
     if args.eval_only:
         model = ICETrainer.build_model(cfg)
         load_weights(model, cfg.MODEL.WEIGHTS)
