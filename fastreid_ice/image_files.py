@@ -12,6 +12,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from fastreid_ice.cores import usable_cores
+
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp")
 
 
@@ -115,7 +117,7 @@ def _reason(error: Exception) -> str:
 
 def inspect_images(paths: Sequence[str | os.PathLike], workers: int | None = None) -> list[ImageFacts]:
     """:func:`inspect_image` of all files in their order, by ``workers`` threads (None: one per processor)."""
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(workers or usable_cores()) as pool:
         return list(pool.map(inspect_image, paths))
 
 

@@ -1,7 +1,6 @@
 """The loaders: where their batches go, and that nobody waits for ever. Stand-ins take the place of a GPU."""
 
 import contextlib
-import os
 import queue
 
 from fastreid_ice.compat import device, loading
@@ -88,7 +87,7 @@ def test_without_cuda_the_batches_stay(monkeypatch):
 
 
 def test_no_more_workers_than_cores_on_the_cpu(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(loading, "usable_cores", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     batches = loader(num_workers=64)
     assert [batch.tolist() for batch in batches] == [[0, 1], [2, 3], [4]]

@@ -67,7 +67,7 @@ def test_demo_writes_its_pictures(tmp_path, capsys):
 )
 def test_demo_shares_the_cores(monkeypatch, cores, asked, threads):
     """Two trainings at once, whatever OMP_NUM_THREADS says, have no more threads than there are cores."""
-    monkeypatch.setattr(demo.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(demo, "usable_cores", lambda: cores)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if asked is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", asked)

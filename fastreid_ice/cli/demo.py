@@ -20,6 +20,7 @@ from pathlib import Path
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 from fastreid_ice.config_files import load_config
+from fastreid_ice.cores import usable_cores
 from fastreid_ice.data.datasets import load_training_images
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.model_zoo import get_config_file
@@ -80,7 +81,7 @@ def threads_each(trainings: int = 2) -> int:
 
     More threads than cores wait for each other in a busy loop: two each on two cores took the demo ten times as long.
     """
-    share = max(1, (os.cpu_count() or 1) // trainings)
+    share = max(1, usable_cores() // trainings)
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return min(share, int(asked)) if asked.isdecimal() and int(asked) else share
 

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
+import torch
 from fastreid.engine import default_argument_parser, launch
 from fastreid.utils import comm
 
+from fastreid_ice.cores import usable_cores
 from fastreid_ice.engine import ICETrainer, setup
 from fastreid_ice.engine.checkpoints import load_weights
 from fastreid_ice.engine.process_memory import keep_freed_memory
@@ -30,6 +32,7 @@ def run(args: Namespace) -> dict | None:
     cfg = setup(args)
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # torch does not ask the container
     if args.eval_only:
         model = ICETrainer.build_model(cfg)
         load_weights(model, cfg.MODEL.WEIGHTS)

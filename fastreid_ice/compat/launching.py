@@ -16,6 +16,8 @@ from fastreid_ice.compat.rebinding import upstream, wrap
 import torch
 import torch.distributed as dist
 
+from fastreid_ice.cores import usable_cores
+
 logger = logging.getLogger(__name__)
 
 # Others wait for rank 0 while it clusters or ranks, longer than the ten minutes after which NCCL ends the run.
@@ -127,7 +129,7 @@ def _process_group(
     """Be a member of the group of all processes, and of this machine's, for the duration of the block."""
     comm = upstream("utils.comm")
     if backend == "gloo" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes_per_machine))
+        torch.set_num_threads(max(1, usable_cores() // processes_per_machine))
     dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=world_size, timeout=TIMEOUT)
     try:
         comm.synchronize()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import queue
 import warnings
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fastreid_ice.cores import usable_cores
 from fastreid_ice.image_files import as_rgb
 
 
@@ -47,7 +47,7 @@ class DeviceLoader(DataLoader):
         device = device_in_use()
         if device.type != "cuda":
             self.pin_memory = False
-            self.num_workers = min(self.num_workers, os.cpu_count() or 1)
+            self.num_workers = min(self.num_workers, usable_cores())
             return super().__iter__()
         index = self._local_rank if device.index is None else device.index
         self._batches = DeviceBatches(super().__iter__(), torch.device("cuda", index))

@@ -22,6 +22,7 @@ from fastreid.data.data_utils import read_image
 from fastreid.utils import comm
 from PIL import Image
 
+from fastreid_ice.cores import usable_cores
 from fastreid_ice.data.views import resize_of
 from fastreid_ice.errors import one_line
 from fastreid_ice.files import flush_to_disk, remove_leftovers, replacing
@@ -80,7 +81,7 @@ class ImageCache:
     def __init__(self, cfg: CfgNode, paths: Sequence[str]):
         self._kind = cfg.DATALOADER.CACHE
         self._folder = Path(cfg.DATALOADER.CACHE_DIR or Path(cfg.OUTPUT_DIR) / "image_cache").expanduser()
-        self._threads = max(1, min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1))
+        self._threads = max(1, min(cfg.DATALOADER.NUM_WORKERS, usable_cores()))
         self._paths = tuple(paths)
         self._made: dict[tuple, ResizedImages] = {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastreid_ice import __version__
+from fastreid_ice.cores import usable_cores
 
 _PACKAGES = {
     "torch": ("torch",),
@@ -71,10 +71,9 @@ def machine(gpus: Sequence[str] = (), threads: int | None = None) -> dict[str, A
         text = ""
     model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     cores = set(re.findall(r"^physical id\s*:\s*(\d+)\n(?:.+\n)*?core id\s*:\s*(\d+)$", text, re.MULTILINE))
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": model.group(1).strip() if model else platform.machine() or "unknown",
         "cores": len(cores) or None,
-        "threads": allowed if threads is None else threads,
+        "threads": usable_cores() if threads is None else threads,
         "gpus": [str(gpu) for gpu in gpus],
     }
