@@ -240,7 +240,8 @@ def graphs(place: Place, found: Findings) -> None:
         for chunks, last in ((1, False), (4, False), (1, True)):
             runs = []
             for graphed in (False, place.on_gpu):
-                keys = {**keys, "MODEL__ICE__BN_CHUNKS": chunks, "MODEL__ICE__CHANNELS_LAST": last}
+                keys = {**place.pick({}, TINY), **keys}
+                keys |= {"MODEL__ICE__BN_CHUNKS": chunks, "MODEL__ICE__CHANNELS_LAST": last}
                 cfg = place.config("demo.yml", **keys, MODEL__ICE__CUDA_GRAPHS=graphed)
                 with determinism(True):  # the memory too: its sums on a GPU are otherwise in no fixed order
                     model, batch = model_and_batch(cfg, place)
@@ -287,19 +288,20 @@ def order_of_extraction(place: Place, found: Findings) -> None:
 
 def resume(place: Place, found: Findings) -> None:
     """Two epochs and two resumed ones equal four, bit for bit, with SOLVER.DETERMINISTIC; so do four with graphs."""
+    epochs = place.pick(4, 2)
     for name, keys in _precisions(place).items():
         with tempfile.TemporaryDirectory() as folder:
-            whole = _trained(place, f"{folder}/whole", keys, 4)
-            _trained(place, f"{folder}/resumed", keys, 2)
-            resumed = _trained(place, f"{folder}/resumed", keys, 4)
+            whole = _trained(place, f"{folder}/whole", keys, epochs)
+            _trained(place, f"{folder}/resumed", keys, epochs // 2)
+            resumed = _trained(place, f"{folder}/resumed", keys, epochs)
             found.holds(name, all(torch.equal(whole[key], resumed[key]) for key in whole))
             if place.on_gpu:
-                graphed = _trained(place, f"{folder}/graphs", {**keys, "MODEL__ICE__CUDA_GRAPHS": True}, 4)
+                graphed = _trained(place, f"{folder}/graphs", {**keys, "MODEL__ICE__CUDA_GRAPHS": True}, epochs)
                 found.holds(f"{name}, graphs", all(torch.equal(whole[key], graphed[key]) for key in whole))
 
 
 def _trained(place: Place, folder: str, keys: dict[str, Any], epochs: int) -> dict[str, Tensor]:
-    """The weights of a run of four epochs behind some of them; it goes on where it was left."""
+    """The weights after so many epochs of a run that is planned for four; it goes on where it was left."""
     output = {"OUTPUT_DIR": folder, "SOLVER__MAX_EPOCH": 4, "SOLVER__DETERMINISTIC": True}
     trainer = ICETrainer(place.config("demo.yml", **{**TINY, **keys, **output}))
     trainer.resume_or_load(resume=True)
