@@ -66,7 +66,7 @@ def agreement(labels: np.ndarray, others: np.ndarray) -> float:
 
 @contextmanager
 def _many_classes() -> Iterator[None]:
-    """scikit-learn 1.6 and 1.7 warn of more classes than half of the samples: outliers are such classes."""
+    """scikit-learn 1.7 warns of more classes than half of the samples: outliers are such classes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         yield
