@@ -6,16 +6,20 @@
 Runs of the two things compared alternate; medians are printed, and the quartiles of the pairs' ratios, so that other
 work on the machine meets both. "cpu" is the processor time of all threads: it hardly depends on other work. The
 batch is Market-1501's: 8 clusters of 4 images, three views each. Each part runs in a process of its own, which keeps
-the memory it has freed (with glibc).
+the memory it has freed (with glibc), but for the part that compares just that.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Callable
 
@@ -35,7 +39,7 @@ from torch import Tensor
 
 from benchmarks.operations import Operations
 from benchmarks.plain_step import PlainStep, PlainViews
-from benchmarks.timing import alternate, ratios, run_parts
+from benchmarks.timing import Seconds, alternate, ratios, run_parts, timed
 from fastreid_ice.config import source_ims_per_batch
 from fastreid_ice.config_files import load_config, locate
 from fastreid_ice.data.datasets import TrainingImages
@@ -44,12 +48,16 @@ from fastreid_ice.data.views import build_strong_view, build_weak_view
 from fastreid_ice.engine.amp import Precision
 from fastreid_ice.engine.loss_log import LossLog
 from fastreid_ice.engine.optimizer import build_optimizer
+from fastreid_ice.engine.process_memory import keep_freed_memory
 from fastreid_ice.engine.step import TrainingStep
 from fastreid_ice.modeling import ICE
 from fastreid_ice.modeling.meta_arch import AMP_DTYPES, VIEWS
 
-MODELS = {"osnet": "OSNet x0.25", "resnet": "ResNet-50"}
-OSNET = {"NAME": "build_osnet_backbone", "DEPTH": "x0_25", "FEAT_DIM": 128}
+MODELS = {"osnet": "OSNet x0.25", "resnet": "ResNet-50", "mobilenet": "MobileNetV2"}
+BACKBONES: dict[str, dict[str, Any]] = {
+    "osnet": {"NAME": "build_osnet_backbone", "DEPTH": "x0_25", "FEAT_DIM": 128},
+    "mobilenet": {"NAME": "build_mobilenetv2_backbone", "DEPTH": "1.0x", "FEAT_DIM": 1280},
+}
 CLUSTERS, CAMERAS = 700, 6
 # glibc hands freed memory back or not by what else was allocated: page faults would blur what is compared.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_MMAP_THRESHOLD_": str(2**40)}
@@ -58,7 +66,7 @@ KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_MMAP_THRESHOLD_": s
 def config(model: str, chunks: int, args: argparse.Namespace, opts: Sequence[Any] = ()) -> CfgNode:
     own: list[Any] = ["MODEL.DEVICE", args.device, "MODEL.BACKBONE.PRETRAIN", False, "MODEL.ICE.BN_CHUNKS", chunks]
     own += ["INPUT.SIZE_TRAIN", args.size, "INPUT.SIZE_TEST", args.size]
-    for key, value in OSNET.items() if model == "osnet" else ():
+    for key, value in BACKBONES.get(model, {}).items():
         own += [f"MODEL.BACKBONE.{key}", value]
     return load_config(locate("ICE/Base-ICE.yml"), [*own, *opts])
 
@@ -229,13 +237,53 @@ def operations(args: argparse.Namespace) -> None:
         row(MODELS[name], *counts, f"{counts[1] / counts[0]:.3f}")
 
 
-PARTS = {part.__name__: part for part in (reference, views, passes, chunks, operations)}
+def memory(args: argparse.Namespace) -> None:
+    """A process that keeps the memory it frees, as tools/train_net.py does on a CPU, beside one that gives it back."""
+    print("\nmemory given back / kept, one chunk, channels last")
+    head("model", "kept: wall, cpu ms", "given back: wall, cpu ms", "ratio: wall", "cpu", "peak MiB: kept, given back")
+    for variable in KEEP_MEMORY:  # read by glibc when the processes below begin
+        os.environ.pop(variable, None)
+    for name in args.models:
+        with ExitStack() as stack:
+            pools = []
+            for kept in (True, False):
+                pool = ProcessPoolExecutor(1, get_context("spawn"), _prepare_step, (name, args, kept))
+                pools.append(stack.enter_context(pool))
+                pools[-1].submit(_prepared_step).result()  # makes what is made once
+            rows, peaks = [], [0.0, 0.0]
+            for pair in range(args.pairs):
+                taken = [Seconds(0, 0), Seconds(0, 0)]
+                for turn in (0, 1) if pair % 2 == 0 else (1, 0):
+                    taken[turn], peaks[turn] = pools[turn].submit(_prepared_step).result()
+                rows.append(taken)
+            seconds = np.array(rows)
+            row(MODELS[name], *milliseconds(seconds), ratios(seconds), "{:.0f}, {:.0f}".format(*peaks))
+
+
+_prepared: list[Callable[[], float]] = []
+
+
+def _prepare_step(name: str, args: argparse.Namespace, kept: bool) -> None:
+    if kept:
+        keep_freed_memory()
+    torch.set_num_threads(args.threads)
+    cfg = config(name, 1, args, ["MODEL.ICE.CHANNELS_LAST", True, *args.opts])
+    run, batch = our_step(cfg, build(cfg), args.read_every), place(random_batch(cfg), args)
+    _prepared.append(lambda: run(batch))
+
+
+def _prepared_step() -> tuple[Seconds, float]:
+    """How long it took, and the process's peak in MiB."""
+    return timed(_prepared[0]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+PARTS = {part.__name__: part for part in (reference, views, passes, chunks, operations, memory)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--models", nargs="*", choices=list(MODELS), default=["osnet", "resnet"])
     parser.add_argument("--size", type=int, nargs=2, default=[128, 64], help="height and width of the images")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)

@@ -17,7 +17,7 @@ def keep_freed_memory() -> bool:
 
     A training step frees and takes the same activations over and over. Above 32 MiB, and at the top of the heap, glibc
     returns such memory at once, and the system has to clear each page again: a fifth of the processor time of a step of
-    MobileNetV2 at 128 x 64, a tenth of OSNet x0.25's. Numbers do not change. Processes that this one forks do the same.
+    MobileNetV2 or OSNet x0.25 at 128 x 64. Numbers do not change. Processes that this one forks do the same.
 
     Returns:
         whether glibc was told to. Not with another C library, and not where the environment has tuned it already
