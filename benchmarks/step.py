@@ -245,26 +245,24 @@ def memory(args: argparse.Namespace) -> None:
         os.environ.pop(variable, None)
     for name in args.models:
         with ExitStack() as stack:
-            pools = []
-            for kept in (True, False):
-                pool = ProcessPoolExecutor(1, get_context("spawn"), _prepare_step, (name, args, kept))
-                pools.append(stack.enter_context(pool))
-                pools[-1].submit(_prepared_step).result()  # makes what is made once
-            rows, peaks = [], [0.0, 0.0]
-            for pair in range(args.pairs):
-                taken = [Seconds(0, 0), Seconds(0, 0)]
-                for turn in (0, 1) if pair % 2 == 0 else (1, 0):
-                    taken[turn], peaks[turn] = pools[turn].submit(_prepared_step).result()
-                rows.append(taken)
-            seconds = np.array(rows)
-            row(MODELS[name], *milliseconds(seconds), ratios(seconds), "{:.0f}, {:.0f}".format(*peaks))
+            kept, given_back = (
+                stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"), _prepare_step, (name, args, keeps)))
+                for keeps in (True, False)
+            )
+
+            def step_in(pool: ProcessPoolExecutor) -> Seconds:
+                return pool.submit(_timed_step).result()
+
+            seconds = alternate(lambda: step_in(kept), lambda: step_in(given_back), args.pairs, lambda step: step())  # noqa: B023
+            peaks = [f"{pool.submit(_peak).result():.0f}" for pool in (kept, given_back)]
+            row(MODELS[name], *milliseconds(seconds), ratios(seconds), ", ".join(peaks))
 
 
 _prepared: list[Callable[[], float]] = []
 
 
-def _prepare_step(name: str, args: argparse.Namespace, kept: bool) -> None:
-    if kept:
+def _prepare_step(name: str, args: argparse.Namespace, keeps: bool) -> None:
+    if keeps:
         keep_freed_memory()
     torch.set_num_threads(args.threads)
     cfg = config(name, 1, args, ["MODEL.ICE.CHANNELS_LAST", True, *args.opts])
@@ -272,9 +270,13 @@ def _prepare_step(name: str, args: argparse.Namespace, kept: bool) -> None:
     _prepared.append(lambda: run(batch))
 
 
-def _prepared_step() -> tuple[Seconds, float]:
-    """How long it took, and the process's peak in MiB."""
-    return timed(_prepared[0]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _timed_step() -> Seconds:
+    return timed(_prepared[0])
+
+
+def _peak() -> float:
+    """Of this process, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 PARTS = {part.__name__: part for part in (reference, views, passes, chunks, operations, memory)}

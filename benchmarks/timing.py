@@ -6,7 +6,7 @@ import argparse
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import torch
@@ -29,13 +29,18 @@ def timed(function: Callable[[], object]) -> Seconds:
     return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def alternate(first: Callable[[], object], second: Callable[[], object], pairs: int) -> np.ndarray:
+def alternate(
+    first: Callable[[], Any],
+    second: Callable[[], Any],
+    pairs: int,
+    measure: Callable[[Callable[[], Any]], Seconds] = timed,
+) -> np.ndarray:
     """Seconds (pairs, 2, 2): of each pair, wall and cpu of both; the order changes from pair to pair."""
     first(), second()  # compiled kernels, pages
     rows = []
     for pair in range(pairs):
         both = (first, second) if pair % 2 == 0 else (second, first)
-        measured = [timed(function) for function in both]
+        measured = [measure(function) for function in both]
         rows.append(measured if pair % 2 == 0 else measured[::-1])
     return np.array(rows)
 
