@@ -5,8 +5,10 @@ import os
 import tempfile
 from pathlib import Path
 
+from fastreid_ice.cores import usable_cores  # imports neither torch nor numba
+
 if os.environ.get("PYTEST_XDIST_WORKER"):  # read when torch and numba are imported, here and in processes of the tests
-    threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    threads = max(1, usable_cores() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 import numpy as np  # noqa: E402

@@ -218,24 +218,39 @@ def test_subprocesses(tmp_path):
 
 def test_a_folder_belongs_to_one_config(tmp_path):
     settings = {"config file": "a.yml", "options": ["X", "1"]}
-    claim(tmp_path, settings)
-    claim(tmp_path, settings)
+    runs = expand({}, [1], tmp_path, "a.yml")
+    claim(tmp_path, settings, runs)
+    claim(tmp_path, settings, runs)
     with pytest.raises(ValueError, match="runs have config file a.yml, options X 1, not config file b.yml, options"):
-        claim(tmp_path, {"config file": "b.yml", "options": []})
+        claim(tmp_path, {"config file": "b.yml", "options": []}, runs)
+
+
+def test_keys_that_end_alike_do_not_share_runs(tmp_path, capsys):
+    """A folder's name has the ends of the keys only: other keys of the same end would pass for finished."""
+    options = ("--config-file", CONFIG, "--output", tmp_path / "grid")
+    main(*options, "--grid", "MODEL.LOSSES.HARD_INSTANCE.TEMPERATURE=0.1,0.2")
+    main(*options, "--grid", "MODEL.LOSSES.HARD_INSTANCE.TEMPERATURE=0.1,0.3")  # axes may grow
+    said = "TEMPERATURE-0.1_SEED-1 has MODEL.LOSSES.HARD_INSTANCE.TEMPERATURE 0.1, not MODEL.LOSSES.SOFT_INSTANCE"
+    for status in ([], ["--status"]):
+        with pytest.raises(SystemExit):
+            main(*options, "--grid", "MODEL.LOSSES.SOFT_INSTANCE.TEMPERATURE=0.1", *status)
+        assert said in capsys.readouterr().err
+    main(*options, "--grid", "MODEL.LOSSES.HARD_INSTANCE.TEMPERATURE=0.2,0.3", "--status")
+    assert capsys.readouterr().out.count("finished") == 2
 
 
 def test_a_row_keeps_its_keys_as_long_as_its_name(tmp_path):
     """A row's folder has only its name: with other keys the finished runs would pass for the new ones."""
     settings = {"config file": "a.yml", "options": []}
-    claim(tmp_path, settings, {"ICE": {}, "larger eps": {"CLUSTERING.EPS": "0.6"}})
-    claim(tmp_path, settings, {"ICE": {}, "a third": {"CLUSTERING.EPS": "0.7"}})
+    claim(tmp_path, settings, [], {"ICE": {}, "larger eps": {"CLUSTERING.EPS": "0.6"}})
+    claim(tmp_path, settings, [], {"ICE": {}, "a third": {"CLUSTERING.EPS": "0.7"}})
     for rows, said in (
         ({"larger eps": {"CLUSTERING.EPS": "0.65"}}, "'larger eps' have CLUSTERING.EPS 0.6, not CLUSTERING.EPS 0.65;"),
         ({"ICE": {"config": "b.yml"}}, "'ICE' have no keys, not config b.yml; give it another name"),
         ({"a third": {}}, "'a third' have CLUSTERING.EPS 0.7, not no keys"),
     ):
         with pytest.raises(ValueError, match=said):
-            claim(tmp_path, settings, rows)
+            claim(tmp_path, settings, [], rows)
     assert set(json.loads((tmp_path / "grid.json").read_text())["rows"]) == {"ICE", "larger eps", "a third"}
 
 

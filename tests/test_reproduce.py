@@ -53,6 +53,18 @@ def test_what_was_not_run_is_not_reproduced(tmp_path, capsys):
     assert table.count("| not run |") == 2 and not list(tmp_path.iterdir())
 
 
+def test_missing_seeds_and_another_protocol_are_not_reproduced(tmp_path, capsys):
+    command = ["--configs", "market", "--output", str(tmp_path)]
+    main([*command, "--seeds", "1"], trained(90.0, 95.0))
+    with pytest.raises(SystemExit, match="^1 of 2 runs are not finished:\nSEED-2  not started$"):
+        main([*command, "--seeds", "1", "2", "--check"])
+    assert "| 1 | reproduced |" in capsys.readouterr().out
+    write_run(tmp_path / "market" / "SEED-1", [row(1, 90.0, 95.0)], TEST={"RERANK": {"ENABLED": True}})
+    with pytest.raises(SystemExit, match="^1 of 1 rows are not reproduced$"):
+        main([*command, "--check"])
+    assert "| 1 | not comparable: re-ranked |" in capsys.readouterr().out
+
+
 def test_it_goes_on_where_it_was_stopped(tmp_path, capsys):
     calls = []
 
@@ -72,7 +84,9 @@ def test_a_failed_run_is_told_though_the_others_reach_the_number(tmp_path, capsy
     def train(run: GridRun, resume: bool) -> str:
         return "exit code 1, CUDA out of memory" if run.seed == 2 else trained(90.0, 95.0)(run, resume)
 
-    with pytest.raises(SystemExit, match="^1 of 2 runs failed:\nSEED-2  failed: exit code 1, CUDA out of memory"):
+    with pytest.raises(
+        SystemExit, match="^1 of 2 runs are not finished:\nSEED-2  failed: exit code 1, CUDA out of memory"
+    ):
         main(["--configs", "market", "--seeds", "1", "2", "--output", str(tmp_path)], train)
     assert "| 90.0 / 95.0 | 1 | reproduced |" in capsys.readouterr().out
 

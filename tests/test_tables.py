@@ -80,6 +80,7 @@ def test_seeds_are_one_row_whatever_does_not_matter(tmp_path):
             [row(1, 50.0 + seed), row(2, score)],
             seed=seed,
             hours=seed,
+            REPORT={"ENABLED": seed == 1, "PICTURES": seed == 2},
             DATALOADER__NUM_WORKERS=seed,
             MODEL__DEVICE="cpu" if seed == 1 else "cuda",
         )
@@ -263,6 +264,9 @@ def test_markdown_of_several_test_sets(runs):
 def test_markdown_escapes_its_own_sign(tmp_path):
     write_run(tmp_path / "a", name="a|b")
     assert r"| a\|b   | ResNet-50 |" in benchmark_table([tmp_path])
+    name = r"[1] *x* <b> `c` \d $e$ _f_"
+    write_run(tmp_path / "a", name=name)
+    assert r"| \[1] \*x\* \<b> \`c\` \\d \$e\$ \_f\_ | ResNet-50 |" in benchmark_table([tmp_path])
 
 
 def latex_rows(text: str) -> list[list[str]]:
@@ -313,6 +317,8 @@ def test_latex_escapes(tmp_path):
         [tmp_path], format="latex"
     )
     assert escape("plain-text 1.0") == "plain-text 1.0"
+    write_run(tmp_path / "a", name="[12] a<b>|c")  # a bracket behind a line break would be its argument
+    assert "\n{}[12] a\\textless{}b\\textgreater{}\\textbar{}c & " in benchmark_table([tmp_path], format="latex")
 
 
 def test_csv_has_every_number(runs):
@@ -376,6 +382,22 @@ def test_model_index(runs):
     result = content["model-index"][1]["results"][0]
     assert result["dataset"] == {"type": "market1501", "name": "Market-1501"} and result["task"]["type"]
     assert result["metrics"][0] == {"type": "mAP", "value": 82.0, "name": "mAP (best epoch, percent)"}
+    assert "unsupervised" in content["tags"]
+
+
+@pytest.mark.parametrize(
+    ("options", "tag", "said"),
+    [
+        ({"CLUSTERING__METHOD": "ground_truth"}, "supervised", "with identity labels"),
+        ({"DATASETS__SOURCE": ("MSMT17",)}, "domain-adaptation", "with identity labels of a source"),
+    ],
+)
+def test_labels_are_told_to_hugging_face(tmp_path, options, tag, said):
+    write_run(tmp_path / "a", [row(1, 80.0)], **options)
+    content = yaml.safe_load(benchmark_table([tmp_path], format="model-index", epochs=["best"]).strip("-\n"))
+    assert tag in content["tags"] and "unsupervised" not in content["tags"]
+    (metric, *_) = content["model-index"][0]["results"][0]["metrics"]
+    assert metric["name"] == f"mAP (best epoch, percent, trained {said})"
 
 
 def test_two_models_never_share_a_name(tmp_path):
@@ -603,6 +625,18 @@ def test_files_of_one_name_are_different_settings(tmp_path):
     assert all("model_best.pth (" in line[0] for line in cells[1:])
 
 
+def test_a_file_is_known_by_its_content_however_its_path_is_written(tmp_path, monkeypatch):
+    for seed, place in ((1, "msmt17"), (2, "duke")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "start.pth").write_text(place)
+        monkeypatch.chdir(tmp_path / place)
+        write_run(tmp_path / f"run{seed}", seed=seed, MODEL__WEIGHTS="start.pth")
+    write_run(tmp_path / "run3", seed=3, MODEL__WEIGHTS=str(tmp_path / "msmt17" / "start.pth"))
+    cells = pipe(benchmark_table([tmp_path / f"run{seed}" for seed in (1, 2, 3)], epochs=["last"]))
+    seeds = cells[0].index("Seeds")
+    assert sorted(line[seeds] for line in cells[1:]) == ["1", "2"]
+
+
 def test_what_a_new_run_has_moved_aside_does_not_count(tmp_path):
     write_run(tmp_path / "run", [row(1, 80.0)])
     write_run(tmp_path / "run" / "earlier_run_1", [row(1, 40.0)], seed=2)
@@ -619,6 +653,9 @@ def test_the_start_where_it_was_not_evaluated(tmp_path):
     content = yaml.safe_load(benchmark_table([tmp_path / "a"], format="model-index", epochs=["start"]).strip("-\n"))
     (metric, *_) = content["model-index"][0]["results"][0]["metrics"]
     assert metric == {"type": "mAP", "value": 1.0, "name": "mAP (start epoch, percent)"}
+    write_run(tmp_path / "c", [row(1, 20.0)], **MSMT)  # the same row on another test set, whose start nobody knows
+    cells = pipe(benchmark_table([tmp_path / "a", tmp_path / "c"], epochs=["start"]))
+    assert [line[cells[0].index("MSMT17")] for line in cells[1:]] == ["–"]
     entry = yaml.safe_load(benchmark_table([tmp_path / "a"], format="metafile", epochs=["start"]))["Models"][0]
     assert entry["Metadata"]["Epochs"] == 0 and "Weights" not in entry
 
@@ -627,3 +664,18 @@ def test_another_protocol_is_said(tmp_path):
     """Also where no namesake differs in it."""
     write_run(tmp_path / "a", TEST={"RERANK": {"ENABLED": True}, "CAMERA_NORMALIZATION": True})
     assert pipe(benchmark_table([tmp_path]))[1][0] == "ICE, re-ranked, camera-normalised test features"
+    write_run(tmp_path / "b", TEST={"METRIC": "jaccard"})  # the k-reciprocal distance alone
+    assert pipe(benchmark_table([tmp_path / "b"]))[1][0] == "ICE, re-ranked"
+
+
+def test_protocols_are_ranked_apart(tmp_path):
+    for name, eps, score, reranked in (("a", 0.5, 40.0, False), ("b", 0.6, 41.0, False), ("c", 0.5, 60.0, True)):
+        write_run(tmp_path / name, [row(1, score)], CLUSTERING__EPS=eps, TEST={"RERANK": {"ENABLED": reranked}})
+    assert marks(table(tmp_path, epochs=["last"])) == ["second", "best", ""]
+    text = benchmark_table([tmp_path], epochs=["last"])
+    assert "best mean of an epoch's rows of one protocol in bold" in text
+    ablation = pipe(benchmark_table([tmp_path], ablation=True, epochs=["last"]))
+    assert ablation[0][:2] == ["Protocol", "EPS"] and [line[0] for line in ablation[1:]] == ["", "", "re-ranked"]
+    every = [tmp_path / "c", tmp_path / "d"]
+    write_run(every[1], CLUSTERING__EPS=0.7, TEST={"RERANK": {"ENABLED": True}})  # all alike: said all the same
+    assert pipe(benchmark_table(every, ablation=True))[0][:2] == ["Protocol", "EPS"]

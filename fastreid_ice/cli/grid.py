@@ -22,6 +22,7 @@ from fastreid_ice.report.grid import (
     GridFile,
     Runner,
     State,
+    check_claim,
     check_options,
     claim,
     expand,
@@ -72,12 +73,14 @@ def grid(args: argparse.Namespace, runner: Runner | None = None) -> list[State]:
         if not Path(config_file).is_file() and config_file not in config_files():
             named = "--config-file" if config_file == args.config_file else f"{args.grid_file}: config"
             raise FileNotFoundError(f"{named} {config_file}: there is no such file")
+    settings = {"config file": args.config_file, "options": opts}
     if args.status:
+        check_claim(args.output, settings, runs, file.rows)
         states = [state_of(run) for run in runs]
         for state in states:
             say(state.line())
         return states
-    claim(args.output, {"config file": args.config_file, "options": opts}, file.rows)
+    claim(args.output, settings, runs, file.rows)
     return run_grid(runs, runner or training_runner(args.num_gpus, opts), say)
 
 

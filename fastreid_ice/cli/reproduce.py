@@ -5,7 +5,8 @@ tools/reproduce.py --configs market duke --seeds 1 2 3 --num-gpus 4
 tools/reproduce.py --plan                           # the commands and an estimate of the hours; runs nothing
 tools/reproduce.py --check                          # compares what is there; runs nothing
 
-The same command again goes on where it was stopped. The exit code is 1 when a row is below or a run failed.
+The same command again goes on where it was stopped. The exit code is 1 when a row is below, or scored otherwise than
+what was published, or a run is not finished.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def reproduce(args: argparse.Namespace, runner: Runner | None = None) -> tuple[l
         if args.check:
             states = [state_of(run) for run in runs]
         else:
-            claim(runs[0].folder.parent, {"config file": f"ICE/{name}.yml", "options": args.opts})
+            claim(runs[0].folder.parent, {"config file": f"ICE/{name}.yml", "options": args.opts}, runs)
             say(name)
             states = run_grid(runs, runner or training_runner(args.num_gpus, args.opts), say)
         finished = [state.run.folder for state in states if state.state == "finished"]
@@ -148,7 +149,7 @@ def main(argv: Sequence[str] | None = None, runner: Runner | None = None) -> Non
     problems = []
     if short := [row for row in comparisons if row.verdict != "reproduced"]:
         problems.append(f"{len(short)} of {len(comparisons)} rows are not reproduced")
-    if failed := [state for state in states if state.state == "failed"]:
-        problems += [f"{len(failed)} of {len(states)} runs failed:", *(state.line() for state in failed)]
+    if missing := [state for state in states if state.state != "finished"]:
+        problems += [f"{len(missing)} of {len(states)} runs are not finished:", *(state.line() for state in missing)]
     if problems:
         sys.exit("\n".join(problems))

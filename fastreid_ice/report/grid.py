@@ -337,38 +337,68 @@ def check_options(opts: Sequence[str]) -> None:
 
 
 def claim(
-    output: str | os.PathLike, settings: Mapping[str, Any], rows: Mapping[str, Mapping[str, str]] | None = None
+    output: str | os.PathLike,
+    settings: Mapping[str, Any],
+    runs: Sequence[GridRun],
+    rows: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Note in ``grid.json`` what the runs of a folder are of, so that no later grid takes them for its own.
 
     Args:
         output: folder of the grid.
         settings: config file and options of all runs; axes and seeds may grow and are none of them.
-        rows: named rows and their keys, see :class:`GridFile`. Others may come later; a row's folder has only its name.
+        runs: of the grid. Others may come later; the name of a folder has only the ends of its keys.
+        rows: named rows and their keys, see :class:`GridFile`, if the grid has such.
 
     Raises:
-        ValueError: the folder belongs to a grid with other settings, or has a row of this name with other keys.
+        ValueError: see :func:`check_claim`.
     """
     path = Path(output) / GRID_FILE
-    plain = json.loads(json.dumps(settings))
-    noted: dict[str, Any] = {}
+    noted = check_claim(output, settings, runs, rows)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({**settings, **noted}, indent=1) + "\n", encoding="utf-8")
+
+
+def check_claim(
+    output: str | os.PathLike,
+    settings: Mapping[str, Any],
+    runs: Sequence[GridRun],
+    rows: Mapping[str, Mapping[str, str]] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """What ``grid.json`` is to note of the rows and of the folders without one, those of earlier grids included.
+
+    Args: see :func:`claim`.
+
+    Raises:
+        ValueError: the folder belongs to a grid with other settings, or has a row of this name or a run in a folder of
+            this name with other keys.
+    """
+    path = Path(output) / GRID_FILE
+    folders = {} if rows else {run.name: dict(run.overrides) for run in runs}
+    noted: dict[str, dict[str, Any]] = {"rows": {}, "runs": {}}
     if path.is_file():
         earlier = read_json(path)
-        noted = earlier.pop("rows", {}) if isinstance(earlier, dict) else {}
+        if isinstance(earlier, dict):
+            noted = {kind: earlier.pop(kind, {}) for kind in noted}
+        plain = json.loads(json.dumps(settings))
         if earlier != plain:
             raise ValueError(
                 f"{path}: this folder's runs have {_show(earlier)}, not {_show(plain)}; use another --output"
             )
     for name, keys in (rows or {}).items():
-        if noted.get(name, keys) != keys:
+        if noted["rows"].get(name, keys) != keys:
             raise ValueError(
-                f"{path}: the runs of the row {name!r} have {_show(noted[name]) or 'no keys'}, not "
+                f"{path}: the runs of the row {name!r} have {_show(noted['rows'][name]) or 'no keys'}, not "
                 f"{_show(dict(keys)) or 'no keys'}; give it another name, or use another --output"
             )
-    with replacing(path) as temporary:
-        every = {**noted, **(rows or {})}
-        whole = {**plain, "rows": every} if every else plain
-        temporary.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    for name, keys in folders.items():
+        if noted["runs"].get(name, keys) != keys:
+            raise ValueError(
+                f"{path}: the run in {name} has {_show(noted['runs'][name]) or 'no keys'}, not "
+                f"{_show(keys) or 'no keys'}; use another --output"
+            )
+    every = {"rows": {**noted["rows"], **(rows or {})}, "runs": {**noted["runs"], **folders}}
+    return {kind: entries for kind, entries in every.items() if entries}
 
 
 def _show(settings: Any) -> str:

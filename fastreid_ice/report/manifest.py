@@ -306,18 +306,28 @@ def _plain(value: Any, key: str) -> Any:
     if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
         return value
     text = str(value)
-    if not _PATTERN_KEY.search(key) and (_PATH_KEY.search(key) or _ABSOLUTE.match(text)):
+    if _is_path(key, text):
         return re.split(r"[/\\]", text.split("?")[0].rstrip("/\\"))[-1]
     return text
 
 
+def _is_path(key: str, text: str) -> bool:
+    return not _PATTERN_KEY.search(key) and bool(_PATH_KEY.search(key) or _ABSOLUTE.match(text))
+
+
 def _digests(cfg: Mapping[str, Any]) -> dict[str, str]:
-    """By the keys whose paths :func:`plain_config` shortens: of a file its content's digest, else the whole path's."""
+    """Of the files that paths of a config name, their contents' digests; of what else :func:`plain_config` shortens,
+    the whole path's.
+    """
     found = {}
     for key, value in flatten(cfg).items():
-        if isinstance(value, str) and value and _plain(value, key.rsplit(".", 1)[-1]) != value:
-            whole = hashlib.sha256(os.fsencode(value)).hexdigest()
-            found[key] = (sha256(value) if os.path.isfile(value) else whole)[:8]
+        if not isinstance(value, str) or not value:
+            continue
+        name = key.rsplit(".", 1)[-1]
+        if _is_path(name, value) and os.path.isfile(value):
+            found[key] = sha256(value)[:8]
+        elif _plain(value, name) != value:
+            found[key] = hashlib.sha256(os.fsencode(value)).hexdigest()[:8]
     return found
 
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from fastreid_ice.report.manifest import flatten
+from fastreid_ice.report.tables.build import protocol
 from fastreid_ice.report.tables.model import METRICS, SHORT, PublishedScores, Statistic, aggregate, dataset_name
 from fastreid_ice.report.tables.published import read_published
 from fastreid_ice.report.tables.runs import read_run
@@ -23,6 +25,8 @@ class Comparison:
         published: its scores and how sure they are.
         measured: per metric, over the seeds; empty without a finished run.
         tolerance: how many points the mean may lie below the published number.
+        protocol: how the runs were scored, where that is not how papers score; see
+            :func:`fastreid_ice.report.tables.build.protocol`.
     """
 
     method: str
@@ -30,6 +34,7 @@ class Comparison:
     published: PublishedScores
     measured: dict[str, Statistic]
     tolerance: float
+    protocol: str = ""
 
     @property
     def below(self) -> dict[str, float]:
@@ -44,9 +49,11 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """ "reproduced", "not run", or what is missing to the published numbers."""
+        """ "reproduced", "not run", what is missing to the published numbers, or why it cannot be compared."""
         if not self.measured:
             return "not run"
+        if self.protocol:
+            return f"not comparable: {self.protocol}"
         missed = ", ".join(f"{SHORT[metric]} {gap:.1f}" for metric, gap in self.below.items())
         return f"below by {missed}" if missed else "reproduced"
 
@@ -73,6 +80,7 @@ def compare(
         dataset: likewise.
         folders: of the finished runs, one per seed.
         tolerance: in points of percent, >= 0.
+        backbone: of the published row, such as "ResNet-50".
 
     Raises:
         ValueError: no published numbers, or a folder whose files cannot be read.
@@ -87,7 +95,9 @@ def compare(
             )
         best.append(scores)
     measured = {metric: aggregate(row[metric] for row in best) for metric in METRICS} if best else {}
-    return Comparison(method, dataset, published_row(method, dataset, backbone), measured, tolerance)
+    protocols = dict.fromkeys(protocol(flatten(run.manifest["config"])) for run in runs)
+    published = published_row(method, dataset, backbone)
+    return Comparison(method, dataset, published, measured, tolerance, "; ".join(filter(None, protocols)))
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:

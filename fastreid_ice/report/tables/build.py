@@ -43,15 +43,19 @@ IGNORED = {
     "SOLVER.CHECKPOINT_KEEP",
     "TEST.IMS_PER_BATCH",
     "TEST.EVAL_START",
+    "TEST.ROC.ENABLED",
+    "REPORT.ENABLED",
+    "REPORT.PICTURES",
 }
 # They are the columns of the table, or said as "trained on".
 _DATA_KEYS = {"DATASETS.NAMES", "DATASETS.TESTS"}
 _TRAINING_SETS = {"MSMT17TrainVal": "MSMT17"}  # training sets that are named otherwise than their test set
 LOSSES = "MODEL.LOSSES.NAME"
-# Said of a row, namesakes or not: its scores are of another protocol than those of other methods.
+# Said of a row, namesakes or not, and ranked apart: its scores are of another protocol than those of other methods.
 _PROTOCOL = {
     "TEST.RERANK.ENABLED": "re-ranked",
     "TEST.AQE.ENABLED": "query expansion",
+    "TEST.FLIP.ENABLED": "flipped images averaged in",
     "TEST.CAMERA_NORMALIZATION": "camera-normalised test features",
 }
 Labels = tuple[Union[str, bool], ...]  # one per column
@@ -74,6 +78,10 @@ class Group:
     def family(self) -> tuple[str, ...]:
         """What is said of a row before its config is looked at."""
         return self.name, self.backbone, self.source, self.state
+
+    @property
+    def protocol(self) -> str:
+        return protocol(self.config)
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
@@ -122,6 +130,18 @@ def _setting(config: Mapping[str, Any]) -> str:
     if config.get("DATASETS.SOURCE"):
         return WITH_SOURCE
     return with_cameras if config.get("DATASETS.USE_CAMERAS", True) else without
+
+
+def protocol(config: Mapping[str, Any]) -> str:
+    """What sets the scores of a config apart from those that papers compare, such as "re-ranked"; "" for nothing.
+
+    Args:
+        config: dotted keys and their values.
+    """
+    texts = [text for key, text in _PROTOCOL.items() if config.get(key)]
+    if config.get("TEST.METRIC") == "jaccard":  # the k-reciprocal distance alone
+        texts.insert(0, _PROTOCOL["TEST.RERANK.ENABLED"])
+    return ", ".join(dict.fromkeys(texts))
 
 
 def differing_keys(groups: Iterable[Group]) -> list[str]:
@@ -207,7 +227,7 @@ def _methods(groups: Sequence[Group]) -> tuple[tuple[str, ...], list[tuple[Label
 
 
 def _title(group: Group, keys: Sequence[str]) -> str:
-    parts = [group.name, *(text for key, text in _PROTOCOL.items() if group.config.get(key))]
+    parts = [group.name] + [group.protocol] * bool(group.protocol)
     for key, name in short_names(key for key in keys if key not in _PROTOCOL).items():
         value = format_value(group.config.get(key))
         word = "losses" if key == LOSSES else name
@@ -235,12 +255,13 @@ def _ablation(groups: Sequence[Group]) -> tuple[tuple[str, ...], list[tuple[Labe
     if len({(*key, group.name) for group in groups for key in [(labels(group), group.test)]}) == len(distinct):
         del said["name"]  # the config tells the methods apart
     extra = [title for title, texts in said.items() if any(texts)]
+    keys = [key for key in keys if key not in _PROTOCOL]  # said in a column of their own
     columns = [*(_EXTRA[title] for title in extra), *(loss.removesuffix("Loss") for loss in losses)]
     labelled = [((*(getattr(group, title) for title in extra), *labels(group)), group) for group in groups]
     return (*columns, *short_names(keys).values()), labelled
 
 
-_EXTRA = {"name": "Method", "source": "Trained on", "state": "State"}
+_EXTRA = {"name": "Method", "protocol": "Protocol", "source": "Trained on", "state": "State"}
 
 
 def _rows(columns: Sequence[str], labelled: Sequence[tuple[Labels, Group]], epochs: Sequence[str]) -> tuple[Row, ...]:
@@ -256,12 +277,11 @@ def _rows(columns: Sequence[str], labelled: Sequence[tuple[Labels, Group]], epoc
         for groups in alike:
             first = next(iter(groups.values()))
             for epoch in epochs:
-                cells = {test: _cell(group, epoch) for test, group in groups.items()}
-                if epoch == "start" and not any(cell.scores for cell in cells.values()):
+                cells = {test: cell for test, group in groups.items() if (cell := _cell(group, epoch)).runs}
+                if not cells:  # nobody has evaluated the start
                     continue
-                built.append(
-                    Row(labels, first.setting, epoch, cells, not first.state, _plain_name(columns, labels, first))
-                )
+                name = _plain_name(columns, labels, first)
+                built.append(Row(labels, first.setting, epoch, cells, not first.state, name, first.protocol))
     return tuple(built)
 
 

@@ -14,6 +14,9 @@ _ESCAPES = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
@@ -37,7 +40,7 @@ def escape(text: str) -> str:
         >>> escape("MIN_SAMPLES 4 & 50 %")
         'MIN\\\\_SAMPLES 4 \\\\& 50 \\\\%'
     """
-    return re.sub(r"[\\~^&%$#_{}]", lambda match: _ESCAPES[match.group()], text)
+    return re.sub(r"[\\~^<>|&%$#_{}]", lambda match: _ESCAPES[match.group()], text)
 
 
 def _has_marks(table: Table) -> bool:
@@ -81,7 +84,8 @@ def _head(table: Table) -> list[str]:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
+    text = " & ".join(cells) + r" \\"
+    return "{}" + text if text.startswith(("[", "*")) else text  # the line break before would take it for its argument
 
 
 def _banner(table: Table, text: str) -> str:

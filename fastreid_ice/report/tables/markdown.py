@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from fastreid_ice.report.tables.model import (
@@ -57,7 +58,17 @@ def _short_setting(setting: str) -> str:
 def _label(label: str | bool) -> str:
     if isinstance(label, bool):
         return "✓" if label else ""
-    return label
+    return escape(label)
+
+
+def escape(text: str) -> str:
+    """Text with the characters escaped that Markdown gives a meaning within a cell; underscores in a word have none.
+
+    Example:
+        >>> escape("PATTERN (?P<camera>c[0-9]+)*")
+        'PATTERN (?P\\\\<camera>c\\\\[0-9]+)\\\\*'
+    """
+    return re.sub(r"(?<!\w)_|_(?!\w)|[\\`*<\[~$]", lambda match: "\\" + match.group(), text)
 
 
 def _score_heads(datasets: Sequence[str]) -> list[str]:
@@ -106,7 +117,9 @@ def _order(table: Table) -> str:
 def _legend(table: Table) -> str:
     said = [f"{_order(table)}; mean ± sample standard deviation over the seeds"]
     if table.marks:
-        said.append("best mean of an epoch's rows in bold" + _but_identities(table.rows))
+        protocols = len({row.protocol for row in table.rows}) > 1
+        said.append("best mean of an epoch's rows" + " of one protocol" * protocols + " in bold")
+        said[-1] += _but_identities(table.rows)
     said.append("the best epoch is chosen on the test set, as papers do")
     said.append("images, steps and hours are those of one training")
     return "; ".join(said) + "."

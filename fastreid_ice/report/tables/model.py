@@ -77,7 +77,7 @@ def aggregate(values: Iterable[float]) -> Statistic:
 
 @dataclass(frozen=True)
 class Cell:
-    """One method on one test set at its best or last epoch.
+    """One method on one test set at its start, best or last epoch.
 
     Attributes:
         scores: per metric, in percent, over the seeds.
@@ -129,6 +129,7 @@ class Row:
         cells: per test set; a set that is missing was not tested.
         finished: False for runs that have not come to their end.
         name: for machine-readable formats, unique among the rows of an epoch.
+        protocol: what sets its scores apart from those that papers compare, such as "re-ranked".
     """
 
     labels: tuple[str | bool, ...]
@@ -137,6 +138,7 @@ class Row:
     cells: Mapping[str, Cell]
     finished: bool
     name: str
+    protocol: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,8 @@ class Published:
 
 @dataclass(frozen=True)
 class PublishedScores:
+    """Scores in percent per metric, how sure they are (see ``published.yml``), and whether others rounded them."""
+
     scores: Mapping[str, float]
     status: str
     rounded: bool = False
@@ -182,7 +186,7 @@ class Table:
 
 
 def _rank(rows: Sequence[Row], datasets: Sequence[str]) -> dict[tuple[int, str, str], str]:
-    """ "best" and "second" per (row, test set, metric), among finished rows of the same epoch.
+    """ "best" and "second" per (row, test set, metric), among finished rows of the same epoch and protocol.
 
     Ranked is what a reader sees, one decimal: equal numbers are marked alike. Rows that train with identity labels,
     of the training set (an upper bound) or of a source, take no part, and where only one row has a number there is
@@ -190,13 +194,14 @@ def _rank(rows: Sequence[Row], datasets: Sequence[str]) -> dict[tuple[int, str, 
     """
     marks = {}
     ranked = [i for i, row in enumerate(rows) if row.finished and row.setting not in WITH_LABELS]
-    for epoch in ALL_EPOCHS:
+    for kind in dict.fromkeys((rows[i].epoch, rows[i].protocol) for i in ranked):
+        alike = [i for i in ranked if (rows[i].epoch, rows[i].protocol) == kind]
         for dataset in datasets:
             for metric in METRICS:
                 shown = {
                     i: round(rows[i].cells[dataset].scores[metric].mean, 1)
-                    for i in ranked
-                    if rows[i].epoch == epoch and dataset in rows[i].cells and metric in rows[i].cells[dataset].scores
+                    for i in alike
+                    if dataset in rows[i].cells and metric in rows[i].cells[dataset].scores
                 }
                 if len(shown) < 2:
                     continue

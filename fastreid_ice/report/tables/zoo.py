@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from fastreid_ice.report.manifest import best_record, last_record, score_key, start_record
-from fastreid_ice.report.tables.model import METRICS, Run, Table, dataset_name, device
+from fastreid_ice.report.tables.model import METRICS, WITH_IDENTITIES, WITH_SOURCE, Run, Table, dataset_name, device
 
 TASK = "Re-Identification"
 PAPER = {
@@ -22,6 +22,7 @@ PAPER = {
 }
 _FIND = {"start": start_record, "best": best_record, "last": last_record}
 _WEIGHTS = {"best": "model_best.pth", "last": "model_final.pth"}
+_TAGS = {WITH_IDENTITIES: "supervised", WITH_SOURCE: "domain-adaptation"}  # else "unsupervised"
 
 
 @dataclass
@@ -104,7 +105,7 @@ def model_index(table: Table) -> str:
         _dump(
             {
                 "library_name": "fastreid",
-                "tags": ["re-identification", "unsupervised", "fastreid", "ice"],
+                "tags": ["re-identification", *_learning(models), "fastreid", "ice"],
                 "datasets": [_slug(name).lower() for name in trained],
                 "metrics": list(METRICS),
                 "model-index": [_index_entry(model) for model in models],
@@ -114,11 +115,16 @@ def model_index(table: Table) -> str:
     )
 
 
+def _learning(models: Sequence[_Model]) -> list[str]:
+    return list(dict.fromkeys(_TAGS.get(model.setting, "unsupervised") for model in models))
+
+
 def _index_entry(model: _Model) -> dict[str, Any]:
     results = []
+    labels = f", trained {model.setting}" * (model.setting in _TAGS)
     for test in model.tests:
         metrics = [
-            {"type": metric, "value": value, "name": f"{metric} ({model.epoch} epoch, percent)"}
+            {"type": metric, "value": value, "name": f"{metric} ({model.epoch} epoch, percent{labels})"}
             for metric, value in model.scores(test).items()
         ]
         results.append(
