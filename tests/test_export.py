@@ -145,6 +145,63 @@ def test_camera_normalised_scores_are_not_in_the_row(run, tmp_path):
     assert not re.search(r"\d\d\.\d", row)
 
 
+def test_scores_are_those_of_the_run_or_none(run, tmp_path):
+    """Keys after the options change what is exported, not what was measured."""
+    scores = json.loads((run / "results.json").read_text())[-1]
+    result = export_model(run, output=tmp_path / "named", opts=["DATASETS.TESTS", ("Market1501",)])
+    card = json.loads((tmp_path / "named" / f"{NAME}.json").read_text())
+    assert card["metrics"]["exported"]["TinyReID"]["mAP"] == pytest.approx(scores["mAP"])
+    assert card["datasets"]["tests"] == ["TinyReID"] and f"| {scores['mAP']:.1f}% |" in result.table_row
+    for key, value in (("MODEL.ICE.EVAL_ENCODER", "online"), ("INPUT.SIZE_TEST", (32, 16)), ("TEST.METRIC", "jaccard")):
+        result = export_model(run, output=tmp_path / "other", opts=[key, value])
+        card = json.loads((tmp_path / "other" / f"{NAME}.json").read_text())
+        assert card["metrics"]["exported"] is None and card["metrics"]["last"]["TinyReID"]["mAP"] > 0
+        assert "| random | - | - | - |" in result.table_row
+        assert any(note.startswith(f"{key}: the run was evaluated with another value") for note in result.notes)
+    assert "METRIC" not in (tmp_path / "other" / CONFIG).read_text()  # stock fastreid could not rank by it
+
+
+def test_a_row_names_a_test_set_that_is_not_the_training_sets(run, tmp_path):
+    for name in ("model_final.pth", "config.yaml"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    config = (tmp_path / "config.yaml").read_text()
+    assert config.count("TESTS:\n  - TinyReID\n") == 1
+    (tmp_path / "config.yaml").write_text(config.replace("TESTS:\n", "TESTS:\n  - DukeMTMC\n"))
+    scores = {"DukeMTMC/mAP": 30.0, "DukeMTMC/Rank-1": 40.0, "TinyReID/mAP": 50.0, "TinyReID/Rank-1": 60.0}
+    (tmp_path / "results.json").write_text(json.dumps([{"epoch": 1, **scores}]))
+    export_model(tmp_path, output=tmp_path / "zoo")
+    rows = (tmp_path / "zoo" / f"{NAME}.md").read_text().splitlines()[2:]
+    assert [row.split(" | ")[0] + "|" + row.split(" | ")[3] for row in rows] == [
+        f"| [ICE(osnet_x0_25), tested on DukeMTMC-reID]({CONFIG})|30.0%",
+        f"| [ICE(osnet_x0_25)]({CONFIG})|50.0%",
+    ]
+
+
+def test_another_method_has_its_own_name(run, tmp_path):
+    losses = ["MODEL.LOSSES.NAME", ("AgnosticLoss", "IntraCameraLoss")]
+    assert any("--name names the method" in note for note in export_model(run, output=tmp_path, opts=losses).notes)
+    result = export_model(run, output=tmp_path / "cap", name="CAP v2", opts=losses)
+    assert not any("--name" in note for note in result.notes)
+    assert "[CAP v2(osnet_x0_25)](configs/TinyReID/cap_v2_osnet_x0_25.yml)" in result.table_row
+    assert {path.name for path in result.files} >= {"tinyreid_cap_v2_osnet_x0_25.pth", "cap_v2_osnet_x0_25.yml"}
+    (graph, beside) = export_model(run, format="torchscript", output=tmp_path, name="CAP", raw_output=True).files
+    assert graph.name == "osnet_x0_25_tinyreid_cap_raw.torchscript"
+    assert json.loads(beside.read_text())["method"] == "CAP"
+    with pytest.raises(ValueError, match="--name is '--'"):
+        export_model(run, output=tmp_path, name="--")
+
+
+def test_files_of_another_checkpoint_are_not_replaced_silently(run, tmp_path):
+    assert not any("replaced" in note for _ in range(2) for note in export_model(run, output=tmp_path).notes)
+    other = tmp_path / "other" / "model_final.pth"
+    other.parent.mkdir()
+    state = torch.load(run / "model_final.pth", weights_only=True)
+    torch.save({**state, "epoch": 7}, other)
+    (other.parent / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    notes = export_model(other, output=tmp_path).notes
+    assert any(f"{NAME}.json was of another checkpoint" in note for note in notes)
+
+
 def test_a_checkpoint_alone_is_enough(run, tmp_path):
     """Of an interrupted run, or taken out of its folder: what is not known is null."""
     alone = tmp_path / "alone" / "model_0000.pth"

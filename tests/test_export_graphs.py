@@ -291,5 +291,7 @@ def test_the_pages_commands(run, tmp_path, monkeypatch):
         assert (python, tool) == ("python", "tools/export_model.py")
         main(argv)
     written = {str(path) for folder in ("zoo", "exported") for path in Path(folder).rglob("*") if path.is_file()}
-    assert {f"exported/{NAME}{end}" for end in (".onnx", "_square01.onnx", "_raw255.onnx", ".torchscript")} <= written
+    assert {
+        f"exported/{NAME}{end}" for end in (".onnx", "_square01.onnx", "_raw255_raw.onnx", ".torchscript")
+    } <= written
     assert "zoo/configs/TinyReID/ice_osnet_x0_25.yml" in written and len(commands) == 6

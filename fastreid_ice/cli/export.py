@@ -32,6 +32,7 @@ def parser() -> ArgumentParser:
         "--images", nargs="+", metavar="PATH", help="folder or files to compare on; default: of the run's datasets"
     )
     built.add_argument("--opset", type=int, help="of onnx; default 17")
+    built.add_argument("--name", help="of the method, for the files and the table; default ice (see docs/export.md)")
     built.add_argument("--debug", action="store_true", help="show the traceback of an error")
     built.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change")
     return built
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raw_output=args.raw_output,
             images=args.images,
             opset=args.opset,
+            name=args.name,
             opts=args.opts,
         )
         sys.stdout.write(told(result))

@@ -10,9 +10,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from fastreid_ice.report.manifest import SCORES, best_record, last_record, plain_config, score_key, versions
+from fastreid_ice.report.manifest import SCORES, best_record, flatten, last_record, plain_config, score_key, versions
 
 logger = logging.getLogger(__name__)
+
+
+# What the scores of a checkpoint depend on; of TEST only what changes them.
+_SCORED = (
+    "MODEL.ICE.EVAL_ENCODER",
+    "MODEL.PIXEL_MEAN",
+    "MODEL.PIXEL_STD",
+    "MODEL.HEADS",
+    "INPUT.SIZE_TEST",
+    "TEST.METRIC",
+    "TEST.FLIP",
+    "TEST.RERANK",
+    "TEST.AQE",
+    "TEST.CAMERA_NORMALIZATION",
+)
 
 
 def model_card(
@@ -20,6 +35,8 @@ def model_card(
     own_config: Mapping[str, Any],
     checkpoint: Path,
     extras: Mapping[str, Any],
+    *,
+    evaluated: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """Everything to know about the exported weights; null where nothing is known.
@@ -28,19 +45,24 @@ def model_card(
     checkpoint. There is no path in it, only names of files.
 
     Args:
-        cfg: the run's config as it was trained with.
+        cfg: the run's config as it is exported with.
         own_config: those of its keys that stock fastreid does not have.
         checkpoint: that was exported.
         extras: what the checkpoint holds beside the weights.
+        evaluated: the config that the run was evaluated with; ``cfg`` by default.
         more: further entries, such as the files.
     """
     folder = checkpoint.parent
     manifest = _read_json(folder / "run.json", dict)
     rows = _read_json(folder / "results.json", list)
     epoch = extras.get("epoch")
+    evaluated = cfg if evaluated is None else evaluated
+    scores = metrics(rows, evaluated["DATASETS"]["TESTS"], epoch, manifest)
+    if scored_otherwise(evaluated, cfg):
+        scores["exported"] = None
     return {
         **more,
-        "datasets": {"train": list(cfg["DATASETS"]["NAMES"]), "tests": list(cfg["DATASETS"]["TESTS"])},
+        "datasets": {"train": list(cfg["DATASETS"]["NAMES"]), "tests": list(evaluated["DATASETS"]["TESTS"])},
         "checkpoint": checkpoint.name,
         "epoch": None if epoch is None else int(epoch) + 1,
         "selected_by": selection(checkpoint.name),
@@ -50,12 +72,19 @@ def model_card(
         "seed": manifest.get("seed", cfg.get("SEED")),
         "images": manifest.get("images", _count_images(folder / "clusters.csv")),
         "clusters": _last_clusters(manifest, rows),
-        "metrics": metrics(rows, cfg["DATASETS"]["TESTS"], epoch, manifest),
+        "metrics": scores,
         "versions": {"training": manifest.get("versions"), "export": versions()},
         "hours": manifest.get("hours"),
         "machine": manifest.get("machine"),
         "ice_config": plain_config(own_config),
     }
+
+
+def scored_otherwise(evaluated: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[str]:
+    """The keys for which scores by one config are not those of another."""
+    before, after = flatten(evaluated), flatten(cfg)
+    of_scores = (key for key in after if any(f"{key}.".startswith(f"{group}.") for group in _SCORED))
+    return [key for key in of_scores if before.get(key) != after[key]]
 
 
 def metrics(

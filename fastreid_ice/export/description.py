@@ -22,7 +22,12 @@ KEY_PREFIX = "reid_"
 
 
 def describe(
-    trained: TrainedModel, as_trained: CfgNode, input_form: str, normalized_output: bool, dimension: int
+    trained: TrainedModel,
+    as_trained: CfgNode,
+    input_form: str,
+    normalized_output: bool,
+    dimension: int,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Plain values: the input, the output, the model and its source. No paths, only names of files."""
     pixels = {
@@ -45,7 +50,7 @@ def describe(
         "embedding_size": dimension,
         "l2_normalized": normalized_output,
         "architecture": tracker_backbone(as_trained.MODEL.BACKBONE),
-        "method": method_name(as_trained),
+        "method": name or method_name(as_trained),
         "datasets": list(as_trained.DATASETS.NAMES),
         "labels": labels_used(as_trained),
         "source": trained.checkpoint.name,

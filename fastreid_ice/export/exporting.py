@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from fastreid_ice.export.comparison import expected_embeddings, max_difference, 
 from fastreid_ice.export.description import as_properties, describe, for_boxmot
 from fastreid_ice.export.encoder import Embedder, check_input_form, stock_encoder, to_input_form
 from fastreid_ice.export.images import CheckImages, check_images
-from fastreid_ice.export.naming import tracker_name
+from fastreid_ice.export.naming import own_losses, tracker_name
 from fastreid_ice.export.packages import need
 from fastreid_ice.export.staging import staged
 from fastreid_ice.export.zoo import write_zoo
@@ -45,7 +46,7 @@ class ExportResult:
         max_difference: from torch, at most 1e-4; see :func:`fastreid_ice.export.comparison.max_difference`.
         images: what it was measured on, for people.
         notes: what was left out or is to be known.
-        table_row: row for the zoo's table, of the fastreid format.
+        table_row: row for the zoo's table, of the fastreid format; of several test sets a line each.
     """
 
     files: tuple[Path, ...]
@@ -65,6 +66,7 @@ def export_model(
     raw_output: bool = False,
     images: str | Path | Sequence[str | Path] | None = None,
     opset: int | None = None,
+    name: str | None = None,
     opts: Sequence[Any] = (),
 ) -> ExportResult:
     """Export the encoder of a run that evaluates (MODEL.ICE.EVAL_ENCODER).
@@ -82,23 +84,27 @@ def export_model(
         raw_output: embeddings as the neck gives them, not L2-normalised; for onnx and torchscript.
         images: folder or files for the comparison; default images of the run's datasets.
         opset: ONNX's; default 17.
-        opts: KEY, VALUE, ... on top of the config.
+        name: of the method, for the files and the table; default "ice", or what
+            :func:`fastreid_ice.export.naming.method_name` finds.
+        opts: KEY, VALUE, ... on top of the config. Where they change what scores depend on, the files have none.
 
     Raises:
         FileNotFoundError: a run, config or image that is not there.
         ValueError: an option, config or checkpoint that cannot be.
         RuntimeError: a package is missing, or the export differs from torch.
     """
-    _check_options(format, input_form, raw_output, opset)
+    _check_options(format, input_form, raw_output, opset, name)
     trained = load_trained_model(run, config_file=config_file, opts=opts, device="cpu")
     vars(trained.model)["eval_dtype"] = None  # compared in float32, in which exports compute, whatever TEST.AMP says
-    as_trained = load_config(config_file or trained.checkpoint.parent / CONFIG_FILE, opts)
+    config = config_file or trained.checkpoint.parent / CONFIG_FILE
     shown = check_images(trained.cfg, images)
-    job = Job(trained, as_trained, shown, input_form or "normalized", not raw_output, opset)
+    form = input_form or "normalized"
+    job = Job(trained, load_config(config, opts), load_config(config), shown, form, not raw_output, opset, name)
     with staged(output) as folder:
         difference, notes, row = FORMATS[format].write(folder, job)
         require_equal(difference, shown.source)
         names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        notes = [*notes, *_other_method(job), *_replaced(Path(output), folder, names)]
     files = tuple(Path(output) / name for name in names)
     logger.info("Exported %s: largest difference from torch %.2g on %s", files[0], difference, shown.source)
     for note in notes:
@@ -106,7 +112,30 @@ def export_model(
     return ExportResult(files, difference, shown.source, tuple(notes), row)
 
 
-def _check_options(format: str, input_form: str | None, raw_output: bool, opset: int | None) -> None:
+def _other_method(job: Job) -> list[str]:
+    others = own_losses(job.cfg) if job.name is None else []
+    if not others:
+        return []
+    return [f"MODEL.LOSSES.NAME has {', '.join(others)}, but the files are called ICE's: --name names the method"]
+
+
+def _replaced(output: Path, folder: Path, names: Sequence[Path]) -> list[str]:
+    """What is said of older files that were exported from another checkpoint: by the descriptions beside them."""
+    said = []
+    for name in names:
+        if name.suffix == ".json" and (output / name).is_file():
+            try:
+                earlier = json.loads((output / name).read_text(encoding="utf-8"))["source_sha256"]
+            except (ValueError, LookupError, TypeError):  # not a description of ours
+                continue
+            if earlier != json.loads((folder / name).read_text(encoding="utf-8")).get("source_sha256", earlier):
+                said.append(f"{output / name} was of another checkpoint, whose files these have replaced (see --name)")
+    return said
+
+
+def _check_options(format: str, input_form: str | None, raw_output: bool, opset: int | None, name: str | None) -> None:
+    if name is not None and not re.search("[A-Za-z0-9]", name):
+        raise ValueError(f"--name is {name!r}; it must have a letter or digit")
     if format not in FORMATS:
         raise ValueError(f"--format is {format!r}{closest(format, FORMATS)}; choose one of {', '.join(FORMATS)}")
     if input_form is not None:
@@ -131,19 +160,23 @@ class Job(NamedTuple):
 
     Attributes:
         trained: the model.
-        cfg: the run's config as it was trained with, start weights included.
+        cfg: the run's config as it was trained with, start weights included, and changed by the options.
+        evaluated: the run's config as it was evaluated with.
         shown: the images that it is compared on.
         form: of the input, for a graph.
         normalized: whether a graph's embeddings have length 1.
         opset: ONNX's, or None for the default.
+        name: of the method, or None for that of the config.
     """
 
     trained: TrainedModel
     cfg: CfgNode
+    evaluated: CfgNode
     shown: CheckImages
     form: str
     normalized: bool
     opset: int | None
+    name: str | None
 
 
 class Written(NamedTuple):
@@ -155,7 +188,7 @@ class Written(NamedTuple):
 
 
 def _write_fastreid(folder: Path, job: Job) -> Written:
-    stock, notes, row = write_zoo(folder, job.trained, job.cfg)
+    stock, notes, row = write_zoo(folder, job.trained, job.cfg, job.evaluated, job.name)
     expected = expected_embeddings(job.trained.model, job.shown.pixels, normalized=False)
     run = partial(expected_embeddings, stock, normalized=False)
     return Written(max_difference(run, job.shown.pixels, expected), notes, row)
@@ -164,14 +197,14 @@ def _write_fastreid(folder: Path, job: Job) -> Written:
 def _write_safetensors(folder: Path, job: Job) -> Written:
     encoder = stock_encoder(job.trained.model)
     expected = expected_embeddings(job.trained.model, job.shown.pixels, normalized=False)
-    description = describe(job.trained, job.cfg, "normalized", False, expected.shape[1])
+    description = describe(job.trained, job.cfg, "normalized", False, expected.shape[1], job.name)
     # The file holds weights alone: whoever loads it normalises the pixels, and must do it as the model does.
     model = job.cfg.MODEL
     description |= {
         name: [round(value / 255, 9) for value in values]
         for name, values in (("mean", model.PIXEL_MEAN), ("std", model.PIXEL_STD))
     }
-    target = folder / tracker_name(job.cfg)
+    target = folder / tracker_name(job.cfg, name=job.name)
     architecture = safetensors_format.write_safetensors(target, encoder, model, description)
     notes = []
     if architecture != safetensors_format.SBS_RESNEST50:
@@ -238,8 +271,9 @@ def _graph(job: Job) -> _Graph:
         given = F.interpolate(pixels, SQUARE, mode="bilinear", align_corners=False)
         pixels = F.interpolate(given, tuple(job.cfg.INPUT.SIZE_TEST), mode="bilinear", align_corners=False)
     expected = expected_embeddings(job.trained.model, pixels, job.normalized)
-    description = describe(job.trained, job.cfg, job.form, job.normalized, expected.shape[1])
-    return _Graph(model, to_input_form(given, job.form), expected, description, tracker_name(job.cfg, job.form))
+    description = describe(job.trained, job.cfg, job.form, job.normalized, expected.shape[1], job.name)
+    name = tracker_name(job.cfg, job.form, raw_output=not job.normalized, name=job.name)
+    return _Graph(model, to_input_form(given, job.form), expected, description, name)
 
 
 def _embedder(encoder: Encoder, cfg: CfgNode, form: str, normalized: bool) -> Embedder:

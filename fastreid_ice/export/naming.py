@@ -28,6 +28,7 @@ ZOO_DATASETS = {
 # What trackers read out of a file's name to treat it otherwise: other sizes, other statistics.
 SPECIAL_WORDS = {"vehicleid": "vehicle_id", "veri": "ve_ri", "clip": "cl_ip"}
 
+_ICE_LOSSES = ("AgnosticLoss", "CrossCameraLoss", "HardInstanceLoss", "SoftInstanceLoss")
 _ZOO_BACKBONES = {"resnet": "R", "resnest": "S", "resnext": "X"}
 
 
@@ -44,6 +45,11 @@ def method_name(cfg: Mapping[str, Any]) -> str:
         return "ice_labels"
     name = "ice" if cfg["DATASETS"]["USE_CAMERAS"] else "ice_agnostic"
     return f"{name}_source" if cfg["DATASETS"].get("SOURCE") else name
+
+
+def own_losses(cfg: Mapping[str, Any]) -> list[str]:
+    """The losses of a config that are not ICE's: its method is another, though :func:`method_name` cannot tell."""
+    return [name for name in cfg["MODEL"]["LOSSES"]["NAME"] if name not in _ICE_LOSSES]
 
 
 def zoo_backbone(backbone: Mapping[str, Any]) -> str:
@@ -93,30 +99,45 @@ def zoo_dataset(names: Sequence[str]) -> tuple[str, str]:
     return "_".join(short for short, _ in known), "_".join(folder for _, folder in known)
 
 
-def zoo_names(cfg: Mapping[str, Any]) -> tuple[str, str]:
+def zoo_names(cfg: Mapping[str, Any], name: str | None = None) -> tuple[str, str]:
     """Weight file without its ending, and config file, relative to the zoo.
+
+    Args:
+        cfg: of the run.
+        name: of the method, instead of :func:`method_name`.
 
     Example: ``("market_ice_R50", "configs/Market1501/ice_R50.yml")``.
     """
     short, folder = zoo_dataset(cfg["DATASETS"]["NAMES"])
-    method, backbone = method_name(cfg), zoo_backbone(cfg["MODEL"]["BACKBONE"])
+    method, backbone = _method(cfg, name), zoo_backbone(cfg["MODEL"]["BACKBONE"])
     return f"{short}_{method}_{backbone}", f"configs/{folder}/{method}_{backbone}.yml"
 
 
-def tracker_name(cfg: Mapping[str, Any], input_form: str = "normalized") -> str:
-    """File name without ending, such as "resnet50_market1501_ice"; another input form than the usual one is appended.
+def tracker_name(
+    cfg: Mapping[str, Any], input_form: str = "normalized", *, raw_output: bool = False, name: str | None = None
+) -> str:
+    """File name without ending, such as "resnet50_market1501_ice"; an unusual input or output is appended.
 
     The architecture stands first; no word of :data:`SPECIAL_WORDS` is left in it.
+
+    Args:
+        cfg: of the run.
+        input_form: see :data:`fastreid_ice.export.encoder.INPUT_FORMS`.
+        raw_output: whether the embeddings keep their length.
+        name: of the method, instead of :func:`method_name`.
     """
     names = [re.sub("TrainVal$", "", name) for name in cfg["DATASETS"]["NAMES"]]
     dataset = "_".join(_word(name).lower() for name in names)
-    parts = [tracker_backbone(cfg["MODEL"]["BACKBONE"]), dataset, method_name(cfg)]
-    if input_form != "normalized":
-        parts.append(input_form)
-    name = "_".join(part for part in parts if part)
+    parts = [tracker_backbone(cfg["MODEL"]["BACKBONE"]), dataset, _method(cfg, name)]
+    parts += [input_form] * (input_form != "normalized") + ["raw"] * raw_output
+    whole = "_".join(part for part in parts if part)
     for word, harmless in SPECIAL_WORDS.items():
-        name = name.replace(word, harmless)
-    return name
+        whole = whole.replace(word, harmless)
+    return whole
+
+
+def _method(cfg: Mapping[str, Any], name: str | None) -> str:
+    return method_name(cfg) if name is None else _word(name).lower()
 
 
 def _family(backbone: Mapping[str, Any]) -> str:

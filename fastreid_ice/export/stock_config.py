@@ -57,6 +57,8 @@ def stock_config(cfg: CfgNode, output_dir: str) -> tuple[CfgNode, list[str]]:
     stock.MODEL.LOSSES.NAME = get_cfg().MODEL.LOSSES.NAME
     stock.OUTPUT_DIR = output_dir
     notes = _keep_known_datasets(stock)
+    if stock.TEST.METRIC == "jaccard":  # stock fastreid asks its distance for more than the config has
+        stock.TEST.METRIC = get_cfg().TEST.METRIC
     sampler = stock.DATALOADER.SAMPLER_TRAIN
     if not (hasattr(data_sampler, sampler) or hasattr(triplet_sampler, sampler)):
         stock.DATALOADER.SAMPLER_TRAIN = get_cfg().DATALOADER.SAMPLER_TRAIN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from fastreid.modeling import build_model
 from torch import nn
 
 from fastreid_ice.engine.checkpoints import TrainedModel
-from fastreid_ice.export.card import TABLE_HEAD, model_card, start_weights, table_row
+from fastreid_ice.export.card import TABLE_HEAD, model_card, scored_otherwise, start_weights, table_row
 from fastreid_ice.export.encoder import stock_encoder
 from fastreid_ice.export.naming import method_name, zoo_backbone, zoo_names
 from fastreid_ice.export.stock_config import as_yaml, stock_config
 from fastreid_ice.files import sha256
+from fastreid_ice.report.tables.model import dataset_name
 
 _METHOD_TITLES = {
     "ice": "ICE",
@@ -43,43 +45,52 @@ def stock_baseline(trained: TrainedModel, stock: CfgNode) -> nn.Module:
     return model
 
 
-def write_zoo(folder: Path, trained: TrainedModel, as_trained: CfgNode) -> tuple[nn.Module, list[str], str]:
+def write_zoo(
+    folder: Path, trained: TrainedModel, as_trained: CfgNode, evaluated: CfgNode, name: str | None = None
+) -> tuple[nn.Module, list[str], str]:
     """Write the four files of a zoo entry.
 
     Args:
         folder: to write into.
         trained: the model.
         as_trained: the run's config with the start weights that ``trained.cfg`` no longer has.
+        evaluated: the config that the run was evaluated with.
+        name: of the method; see :func:`fastreid_ice.export.naming.method_name`.
 
     Returns:
-        The model as stock fastreid builds it from the written files, what was left out of the config, the table row.
+        The model as stock fastreid builds it from the written files, what was left out of the config, the table's rows,
+        one per test set.
 
     Raises:
         ValueError: stock fastreid cannot have this model.
     """
-    name, config_name = zoo_names(as_trained)
+    file_name, config_name = zoo_names(as_trained, name)
     stock, notes = stock_config(as_trained, output_dir=f"logs/{_output_name(config_name)}")
-    weights, config = folder / f"{name}.pth", folder / config_name
+    weights, config = folder / f"{file_name}.pth", folder / config_name
     torch.save({"model": stock_baseline(trained, stock).state_dict()}, weights)
     config.parent.mkdir(parents=True)
     config.write_text(as_yaml(stock, "ICE's encoder for stock fastreid; MODEL.WEIGHTS is " + weights.name))
-    if as_trained.TEST.CAMERA_NORMALIZATION:
-        notes.append("TEST.CAMERA_NORMALIZATION: stock fastreid has no such thing, so that the row is without scores")
+    without_scores = _why_no_scores(as_trained, evaluated)
+    notes += without_scores
     card = model_card(
         as_trained,
         _own_keys(as_trained, get_cfg()),
         trained.checkpoint,
         trained.extras,
-        name=name,
+        evaluated=evaluated,
+        name=file_name,
         weights=weights.name,
         sha256=sha256(weights),
+        source_sha256=sha256(trained.checkpoint),
         config=config_name,
         left_out=notes,
     )
-    (folder / f"{name}.json").write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
-    row = _row(as_trained, card, config_name, weights.name)
-    (folder / f"{name}.md").write_text(f"{TABLE_HEAD}\n{row}\n")
-    return read_back(config, weights), notes, row
+    (folder / f"{file_name}.json").write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
+    title = f"{name or _METHOD_TITLES[method_name(as_trained)]}({zoo_backbone(as_trained.MODEL.BACKBONE)})"
+    scores = {} if without_scores else _of_tests(card)
+    rows = _rows(title, as_trained, scores, config_name, weights.name)
+    (folder / f"{file_name}.md").write_text(f"{TABLE_HEAD}\n{rows}\n")
+    return read_back(config, weights), notes, rows
 
 
 def read_back(config: Path, weights: Path) -> nn.Module:
@@ -98,11 +109,34 @@ def _output_name(config_name: str) -> str:
     return f"{dataset.lower()}/{file[: -len('.yml')]}"
 
 
-def _row(cfg: CfgNode, card: dict[str, Any], config: str, weights: str) -> str:
-    title = f"{_METHOD_TITLES[method_name(cfg)]}({zoo_backbone(cfg.MODEL.BACKBONE)})"
-    scores = {} if cfg.TEST.CAMERA_NORMALIZATION else card["metrics"]["exported"] or {}
-    tests = [test for test in cfg.DATASETS.TESTS if test in scores]
-    return table_row(title, config, start_weights(cfg), scores[tests[0]] if tests else None, weights)
+def _why_no_scores(as_trained: CfgNode, evaluated: CfgNode) -> list[str]:
+    """Why the rows of the table cannot have the run's scores, one sentence each."""
+    said = []
+    if as_trained.TEST.CAMERA_NORMALIZATION:
+        said.append("TEST.CAMERA_NORMALIZATION: stock fastreid has no such thing, so that the row is without scores")
+    if as_trained.TEST.METRIC == "jaccard":
+        said.append("TEST.METRIC jaccard: stock fastreid cannot rank by it alone, so that the row is without scores")
+    if changed := scored_otherwise(evaluated, as_trained):
+        said.append(
+            f"{', '.join(changed)}: the run was evaluated with another value, so that the row is without scores"
+        )
+    return said
+
+
+def _of_tests(card: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The scores of the exported epoch by test set."""
+    exported = card["metrics"]["exported"] or {}
+    return {test: exported[test] for test in card["datasets"]["tests"] if test in exported}
+
+
+def _rows(title: str, cfg: CfgNode, scores: dict[str, dict[str, float]], config: str, weights: str) -> str:
+    """A row per test set, named where it is not that of the training set; one without scores if none has any."""
+    trained_on = {re.sub("TrainVal$", "", name) for name in cfg.DATASETS.NAMES}
+    lines = []
+    for test, values in scores.items():
+        name = title if test in trained_on else f"{title}, tested on {dataset_name(test)}"
+        lines.append(table_row(name, config, start_weights(cfg), values, weights))
+    return "\n".join(lines) or table_row(title, config, start_weights(cfg), None, weights)
 
 
 def _own_keys(cfg: CfgNode, stock: CfgNode) -> dict[str, Any]:
