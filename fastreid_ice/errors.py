@@ -13,6 +13,11 @@ from typing import Any
 # What our checks raise, what reading and writing files raises, and FloatingPointError for a loss that became NaN.
 USER_ERRORS = (ValueError, OSError, RuntimeError, FloatingPointError)
 
+
+class UnreadableCheckpointError(ValueError):
+    """A file that is no checkpoint, or half of one."""
+
+
 INTERRUPTED = 130  # exit code of a program that was interrupted by the keyboard
 
 

@@ -110,7 +110,17 @@ def test_passes_that_nothing_looks_at_are_left_out(monkeypatch):
     torch.testing.assert_close(without[1:], with_passes[1:], rtol=0, atol=0)
     assert step(MODEL__ICE__EVAL_ENCODER="momentum")[0] == 2  # its statistics move in these passes
     assert step(MODEL__ICE__MOMENTUM_MEMORY__FEATURES="keys")[0] == 2
-    assert step(MODEL__ICE__MEMORY="MemoryBank")[0] == 2  # a memory of one's own may use them
+    assert step(MODEL__ICE__MEMORY="MemoryBank")[0] == 0  # it does not move within an epoch
+
+    class Own(MemoryBank):
+        def update(self, step):
+            return None
+
+    own, model = Own(), build(**recipe)
+    monkeypatch.setattr(ICE, "memory", property(lambda model: own))
+    assert model._needs_keys()  # a memory of one's own may use them
+    monkeypatch.setattr(Own, "uses_keys", False)
+    assert not model._needs_keys()  # unless it says that it does not
     assert step(MODEL__LOSSES__NAME=("AgnosticLoss", "HardInstanceLoss"))[0] == 2
 
 

@@ -5,10 +5,12 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import fastreid_ice
+from fastreid_ice.engine import process_memory
 
 FILE = Path(fastreid_ice.__file__).parent / "engine" / "process_memory.py"
 # Takes, fills and frees 48 MiB, and prints what was returned and how often the system gave a page.
@@ -42,6 +44,32 @@ def test_pages_are_not_asked_for_again():
     _, plain = faults()
     returned, kept = faults(str(FILE))
     assert returned == "True" and plain > 20 and kept < plain / 10
+
+
+class Mallopt:
+    """glibc's, which accepts a threshold up to ``largest``."""
+
+    def __init__(self, largest):
+        self.largest, self.calls = largest, []
+
+    def __call__(self, option, value):
+        self.calls.append((option, value))
+        return int(option != -3 or value <= self.largest)
+
+
+@pytest.mark.parametrize(
+    ("largest", "told", "kept"),
+    [(1 << 40, True, [128 << 20]), (32 << 20, True, [128 << 20, 32 << 20]), (0, False, [128 << 20, 32 << 20])],
+)
+def test_an_older_glibc_takes_less_or_stays_as_it_is(monkeypatch, largest, told, kept):
+    """The trim threshold alone would switch off that glibc adapts the other one by itself."""
+    mallopt = Mallopt(largest)
+    monkeypatch.setattr(process_memory.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    monkeypatch.setattr(process_memory.platform, "libc_ver", lambda: ("glibc", "2.31"))
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    assert process_memory.keep_freed_memory() is told
+    assert mallopt.calls == [(-3, value) for value in kept] + [(-1, 1 << 30)] * told
 
 
 def test_what_the_environment_says_stays():

@@ -322,3 +322,60 @@ def test_another_schedule_is_not_taken_without_a_word(unbroken, tmp_path, caplog
     shutil.copytree(unbroken, tmp_path / "other")
     ICETrainer(ice_config(OUTPUT_DIR=str(tmp_path / "other"), **SETTINGS)).resume_or_load(resume=True)
     assert "changed since" not in caplog.text
+
+
+def changed(folder, **overrides) -> ICETrainer:
+    return ICETrainer(ice_config(**{"OUTPUT_DIR": str(folder), **SETTINGS, **overrides}))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"MODEL__HEADS__EMBEDDING_DIM": 8}, r"MODEL.HEADS.EMBEDDING_DIM is 8, but .*config.yaml has 0"),
+        ({"SOLVER__OPT": "SGD"}, r"SOLVER.OPT is 'SGD', but .* has 'Adam'"),
+    ],
+)
+def test_a_resume_with_another_model_changes_nothing(unbroken, tmp_path, overrides, said):
+    """fastreid would leave out the tensors that do not fit, and go on."""
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    with pytest.raises(ValueError, match=said):
+        changed(run, **overrides).resume_or_load(resume=True)
+    (run / "config.yaml").unlink()  # what the checkpoint itself tells
+    if "SOLVER__OPT" not in overrides:
+        with pytest.raises(ValueError, match=r"model_\w+.pth is not of this model: heads.bottleneck.0.* such tensors"):
+            changed(run, **overrides).resume_or_load(resume=True)
+    assert {name: (run / name).read_bytes() for name in before if name != "config.yaml"} == {
+        name: content for name, content in before.items() if name != "config.yaml"
+    }
+
+
+def test_weights_of_another_model_still_start_a_run(unbroken, tmp_path):
+    """What fits of them, as in stock fastreid."""
+    weights = str(unbroken / "model_final.pth")
+    trainer = changed(tmp_path / "new", MODEL__HEADS__EMBEDDING_DIM=8, MODEL__WEIGHTS=weights)
+    trainer.resume_or_load(resume=False)
+    stored = torch.load(weights, weights_only=True)["model"]
+    name = next(name for name in stored if name.startswith("backbone."))
+    assert torch.equal(unwrap(trainer.model).state_dict()[name], stored[name])
+
+
+def test_a_resume_does_not_need_the_weights_of_the_start(unbroken, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    gone = str(tmp_path / "gone.pth")
+    changed(run, MODEL__WEIGHTS=gone).resume_or_load(resume=True)
+    with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS: there is no file .*gone.pth"):
+        changed(run, MODEL__WEIGHTS=gone).resume_or_load(resume=False)
+    with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS: there is no file .*gone.pth"):
+        changed(tmp_path / "new", MODEL__WEIGHTS=gone)
+
+
+def test_an_eps_that_jumps_back_is_told(tmp_path, caplog):
+    run = tmp_path / "run"
+    train(run, CLUSTERING__EPS_END=0.3)
+    changed(run, CLUSTERING__EPS_END=0.3).resume_or_load(resume=True)
+    assert "eps jumps" not in caplog.text
+    changed(run, CLUSTERING__EPS_END=0.3, SOLVER__MAX_EPOCH=6).resume_or_load(resume=True)
+    assert "SOLVER.MAX_EPOCH was 3 and is 6" in caplog.text and "eps jumps back" in caplog.text

@@ -66,6 +66,15 @@ class TestOutliers:
         for a, b in self.slots(1.0):
             assert self.labels[a] == self.labels[b] and a != b
 
+    def test_a_row_that_is_filled_up_has_no_image_twice(self):
+        for seed in range(50):  # five outliers in two rows of four: three are drawn once more
+            labels = [0] * 4 + [1] * 4 + [-1] * 5
+            drawn = sampler(labels, batch_size=8, num_instances=4, batches=2, seed=seed, outlier_share=1.0)
+            images = [image for image, _ in drawn]
+            rows = [row for row in zip(*[iter(images)] * 4) if labels[row[0]] < 0]
+            assert len(rows) == 2 and all(len(set(row)) == 4 for row in rows)
+            assert set().union(*rows) == set(range(8, 13))
+
     def test_a_share(self):
         # As many places as the clusters have: 3 and 3 in a pass; each outlier in 6 of 10 passes.
         slots = self.slots(0.5)

@@ -11,6 +11,7 @@ import torch
 from fastreid.engine import default_argument_parser, launch
 from fastreid.utils import comm
 
+from fastreid_ice.config_files import locate
 from fastreid_ice.cores import usable_cores
 from fastreid_ice.engine import ICETrainer, setup
 from fastreid_ice.engine.checkpoints import load_weights
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with told_in_one_line(args.debug):
         if not args.config_file:
             raise ValueError("--config-file is missing, such as configs/ICE/market.yml")
+        args.config_file = str(locate(args.config_file))  # the launcher reads its device
         launch(
             run,
             args.num_gpus,

@@ -123,14 +123,17 @@ class IdentityCameraSampler(Sampler):
         return draw_instances(rng, images, self.camids[images], self.num_instances)
 
     def _outliers_of_a_pass(self, rng: np.random.Generator) -> np.ndarray:
-        """(outlier_slots, num_instances) outliers in random order; what lacks at the end are others once more."""
+        """(outlier_slots, num_instances) outliers in random order; what the last row lacks are others once more."""
         if not self.outlier_slots:
             return np.empty((0, self.num_instances), np.int64)
         places = self.outlier_slots * self.num_instances
         chosen = rng.permutation(self.outliers)[:places]
         lacking = places - len(chosen)
         if lacking:
-            again = rng.choice(self.outliers, lacking, replace=len(self.outliers) < lacking)
+            begun = chosen[len(chosen) - (self.num_instances - lacking) :]
+            others = np.setdiff1d(self.outliers, begun)
+            others = others if len(others) >= lacking else self.outliers
+            again = rng.choice(others, lacking, replace=len(others) < lacking)
             chosen = np.concatenate([chosen, again])
         return chosen.reshape(self.outlier_slots, self.num_instances)
 

@@ -23,7 +23,7 @@ from torch import nn
 import fastreid_ice.modeling  # noqa: F401  (registers the ICE meta-architecture and its head)
 from fastreid_ice.config_files import load_config
 from fastreid_ice.engine.checks import check_model
-from fastreid_ice.errors import one_line
+from fastreid_ice.errors import UnreadableCheckpointError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +32,6 @@ PREFERRED = ("model_best.pth", "model_final.pth")
 
 # What torch and pickle raise of a file that is cut off, or has other bytes in it.
 _DAMAGED = (RuntimeError, EOFError, LookupError, TypeError, AttributeError, ValueError, OSError, struct.error)
-
-
-class UnreadableCheckpointError(ValueError):
-    """A file that is no checkpoint, or half of one."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from fastreid_ice.data.image_cache import KINDS
 from fastreid_ice.data.samplers import check_batch
 from fastreid_ice.engine.amp import Precision
 from fastreid_ice.engine.inference import ENGINES, check_engine
+from fastreid_ice.engine.resuming import resumable_checkpoints
 from fastreid_ice.errors import look_up, registered_names
 from fastreid_ice.modeling.arithmetic import backbone_dimensions
 from fastreid_ice.modeling.bn_chunks import chunks_per_process
@@ -34,6 +35,7 @@ from fastreid_ice.modeling.meta_arch import AMP_DTYPES, ENCODERS, ICE
 SAMPLER = "IdentityCameraSampler"
 CAMERA_LOSSES = ("CrossCameraLoss", "IntraCameraLoss", "OnlineAssociationLoss")
 NORMS = ("BN", "syncBN", "GhostBN", "FrozenBN", "GN")
+HEAD_NORMS = tuple(name for name in NORMS if name != "FrozenBN")  # the neck is trained
 METRICS = ("cosine", "euclidean", "jaccard")
 SCHEDULES = ("MultiStepLR", "CosineAnnealingLR")
 OPTIMIZERS = tuple(
@@ -70,7 +72,7 @@ def _one_of(choices: Sequence[Any]) -> tuple[Condition, str]:
 MODEL_RULES: dict[str, tuple[Condition, str]] = {
     "MODEL.BACKBONE.FEAT_DIM": _at_least(1),
     "MODEL.BACKBONE.NORM": _one_of(NORMS),
-    "MODEL.HEADS.NORM": _one_of(NORMS),
+    "MODEL.HEADS.NORM": _one_of(HEAD_NORMS),
     "MODEL.HEADS.POOL_LAYER": _one_of(pooling.__all__),
     "MODEL.HEADS.EMBEDDING_DIM": _at_least(0),
     "MODEL.ICE.MOMENTUM": (lambda value: 0 <= value < 1, "in [0, 1)"),
@@ -160,10 +162,21 @@ def check_model(cfg: CfgNode) -> None:
             f"MODEL.BACKBONE.DEPTH {cfg.MODEL.BACKBONE.DEPTH} has {found} channels; set it to that"
         )
     _check_device(cfg.MODEL.DEVICE)
-    for key in ("MODEL.WEIGHTS",) + (("MODEL.BACKBONE.PRETRAIN_PATH",) if cfg.MODEL.BACKBONE.PRETRAIN else ()):
-        path = _value(cfg, key)
-        if path and "://" not in path and not Path(path).expanduser().is_file():
-            raise FileNotFoundError(f"{key}: there is no file {path}")
+    if cfg.MODEL.BACKBONE.PRETRAIN:
+        _check_file(cfg, "MODEL.BACKBONE.PRETRAIN_PATH")
+    if not resumable_checkpoints(cfg.OUTPUT_DIR):
+        check_start_weights(cfg)
+
+
+def check_start_weights(cfg: CfgNode) -> None:
+    """``MODEL.WEIGHTS``, which a run reads that goes on from no checkpoint. Raises FileNotFoundError."""
+    _check_file(cfg, "MODEL.WEIGHTS")
+
+
+def _check_file(cfg: CfgNode, key: str) -> None:
+    path = _value(cfg, key)
+    if path and "://" not in path and not Path(path).expanduser().is_file():
+        raise FileNotFoundError(f"{key}: there is no file {path}")
 
 
 def check_evaluation(cfg: CfgNode) -> None:

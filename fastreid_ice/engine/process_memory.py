@@ -8,7 +8,8 @@ import platform
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 # Activations of 32 images are smaller than this (ResNet-50 at 256 x 128: 67 MB); what is larger goes back, as before.
-LARGEST_KEPT = 128 << 20  # bytes
+# An older glibc refuses more than half of a heap, the second number.
+LARGEST_KEPT = (128 << 20, 32 << 20)  # bytes
 KEPT = 1 << 30  # bytes, in all
 
 
@@ -27,4 +28,6 @@ def keep_freed_memory() -> bool:
     if tuned or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT) == 1, mallopt(_M_TRIM_THRESHOLD, KEPT) == 1])
+    # The second alone would do harm: glibc would no longer raise the first by itself, and map each block anew.
+    accepted = any(mallopt(_M_MMAP_THRESHOLD, largest) == 1 for largest in LARGEST_KEPT)
+    return accepted and mallopt(_M_TRIM_THRESHOLD, KEPT) == 1

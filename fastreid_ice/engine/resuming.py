@@ -10,11 +10,13 @@ from typing import Any, Callable
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
+from fastreid.config import CfgNode
 from fastreid.utils import comm
+from torch import Tensor, nn
 
-from fastreid_ice.engine.checkpoints import UnreadableCheckpointError
-from fastreid_ice.errors import one_line
-from fastreid_ice.report.manifest import SET_ASIDE
+from fastreid_ice.config_files import read_settings
+from fastreid_ice.errors import UnreadableCheckpointError, one_line
+from fastreid_ice.report.manifest import SET_ASIDE, flatten
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,19 @@ _CONSTANTS = {
     "start_factor": "SOLVER.WARMUP_FACTOR",
     "base_lrs": "SOLVER.BASE_LR",
 }
+
+# Keys whose change makes a checkpoint another model's or another optimizer's.
+_FIXED = (
+    "MODEL.BACKBONE.NAME",
+    "MODEL.BACKBONE.DEPTH",
+    "MODEL.BACKBONE.WITH_IBN",
+    "MODEL.BACKBONE.WITH_SE",
+    "MODEL.BACKBONE.WITH_NL",
+    "MODEL.HEADS.EMBEDDING_DIM",
+    "MODEL.HEADS.WITH_BNNECK",
+    "MODEL.HEADS.POOL_LAYER",
+    "SOLVER.OPT",
+)
 
 _CHECKPOINT = re.compile(r"model_(best|final|\d+)")
 
@@ -102,6 +117,53 @@ def warn_of_other_schedule(before: Mapping[str, Any], after: Mapping[str, Any]) 
             "%s changed since the checkpoint, but its learning rate goes on as it was planned then. Start a new run "
             "(another OUTPUT_DIR, MODEL.WEIGHTS this checkpoint) for another schedule.",
             " and ".join(ignored),
+        )
+
+
+def check_same_run(cfg: CfgNode) -> None:
+    """Compare a config with that of the run in its ``OUTPUT_DIR`` that it goes on with.
+
+    Logs a warning where CLUSTERING.EPS would jump, because its way to CLUSTERING.EPS_END is as long as the run.
+
+    Raises:
+        ValueError: a key without which the checkpoints cannot be loaded has another value.
+    """
+    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    try:
+        before = flatten(read_settings(path))
+    except (OSError, ValueError):  # the checkpoints alone say what they are
+        return
+    now = flatten(cfg)
+    for key in _FIXED:
+        if key in before and before[key] != now[key]:
+            raise ValueError(
+                f"{key} is {now[key]!r}, but {path} has {before[key]!r}: checkpoints of that run do not fit. Set it "
+                "back, or start a new run in another OUTPUT_DIR."
+            )
+    epochs = "SOLVER.MAX_EPOCH"
+    if cfg.CLUSTERING.EPS_END and before.get(epochs, now[epochs]) != now[epochs]:
+        logger.warning(
+            "%s was %s and is %s: the way from CLUSTERING.EPS %g to CLUSTERING.EPS_END %g is as long, so that eps "
+            "jumps back here. Set CLUSTERING.EPS to CLUSTERING.EPS_END to go on with the last value.",
+            epochs,
+            before[epochs],
+            now[epochs],
+            cfg.CLUSTERING.EPS,
+            cfg.CLUSTERING.EPS_END,
+        )
+
+
+def check_fits(path: str, weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Raise ValueError where a checkpoint to resume from is of another model; fastreid would leave such tensors out."""
+    own = model.state_dict()
+    stored = {name.removeprefix("module."): value for name, value in weights.items()}
+    wrong = [name for name in own if name not in stored or stored[name].shape != own[name].shape]
+    if wrong:
+        found = tuple(stored[wrong[0]].shape) if wrong[0] in stored else "missing"
+        raise ValueError(
+            f"{path} is not of this model: {wrong[0]} is {found} there, {tuple(own[wrong[0]].shape)} here "
+            f"({len(wrong)} such tensors). Resume with the MODEL keys of that run, or start a new one in another "
+            "OUTPUT_DIR."
         )
 
 

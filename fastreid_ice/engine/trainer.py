@@ -24,8 +24,8 @@ from fastreid_ice.data.datasets import load_test_images, load_training_images
 from fastreid_ice.data.loaders import EpochLoader, build_test_loader
 from fastreid_ice.data.source import load_source_images
 from fastreid_ice.engine.amp import Precision
-from fastreid_ice.engine.checkpoints import UnreadableCheckpointError, read_checkpoint
-from fastreid_ice.engine.checks import check_config
+from fastreid_ice.engine.checkpoints import read_checkpoint
+from fastreid_ice.engine.checks import check_config, check_start_weights
 from fastreid_ice.engine.configure import write_config
 from fastreid_ice.engine.determinism import determinism
 from fastreid_ice.engine.hooks.checkpointing import BestEpochHook, CheckpointHook, RunState
@@ -41,13 +41,17 @@ from fastreid_ice.engine.optimizer import adapt_checkpoint, build_optimizer
 from fastreid_ice.engine.resuming import (
     RUN_FILES,
     agree_on_epoch,
+    check_fits,
+    check_same_run,
     load_newest,
+    resumable_checkpoints,
     schedule_constants,
     set_aside_checkpoints,
     warn_of_other_schedule,
 )
 from fastreid_ice.engine.source import SourceClasses
 from fastreid_ice.engine.step import TrainingStep
+from fastreid_ice.errors import UnreadableCheckpointError
 from fastreid_ice.evaluation.evaluator import ICEReidEvaluator
 from fastreid_ice.files import remove_leftovers
 from fastreid_ice.modeling.meta_arch import AMP_DTYPES
@@ -78,6 +82,7 @@ class ICETrainer(DefaultTrainer):
             warnings.filterwarnings("ignore", message=".*GradScaler")
             super().__init__(cfg)
         self.training_step = self._trainer = self._build_step(cfg)
+        self._resuming = False
         self.checkpointer._load_file = self._read_checkpoint
         self.checkpointer.checkpointables["ice"] = self.run_state
         if self.grad_scaler is not None:
@@ -99,7 +104,10 @@ class ICETrainer(DefaultTrainer):
 
     def _read_checkpoint(self, path: str) -> dict[str, Any]:
         """With errors that name the file, and of whatever layout of groups and device."""
-        return adapt_checkpoint(read_checkpoint(path), self.optimizer, unwrap(self.model))
+        stored = read_checkpoint(path)
+        if self._resuming:
+            check_fits(path, stored["model"], unwrap(self.model))
+        return adapt_checkpoint(stored, self.optimizer, unwrap(self.model))
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As upstream, but from the newest checkpoint that can be read; with the seed that the run was started with.
@@ -115,6 +123,7 @@ class ICETrainer(DefaultTrainer):
             remove_leftovers(self.cfg.OUTPUT_DIR, RUN_FILES)
         if resume and self._resume():
             return
+        check_start_weights(self.cfg)
         self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
         comm.synchronize()  # the weights may be in the folder
         if comm.is_main_process():
@@ -126,10 +135,15 @@ class ICETrainer(DefaultTrainer):
         """Whether there is a checkpoint to go on from, which is then loaded; the same in all processes."""
         planned = schedule_constants(self.scheduler)
         stored, problem = None, None
+        self._resuming = True
         try:
+            if resumable_checkpoints(self.cfg.OUTPUT_DIR):
+                check_same_run(self.cfg)
             stored = load_newest(self.cfg.OUTPUT_DIR, self.checkpointer.load)
         except (UnreadableCheckpointError, ValueError, OSError) as error:
             problem = error
+        finally:
+            self._resuming = False
         agree_on_epoch(stored, problem, self.cfg.OUTPUT_DIR)
         if stored is None:
             return False

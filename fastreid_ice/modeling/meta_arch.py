@@ -229,7 +229,8 @@ class ICE(Baseline):
 
     def _needs_keys(self) -> bool:
         """Whether anything looks at the momentum encoder's embeddings, or at the statistics that its passes move."""
-        if self.unused_passes or self.eval_encoder == "momentum" or self.memory.uses_keys:
+        moves = type(self.memory).update is not MemoryBank.update
+        if self.unused_passes or self.eval_encoder == "momentum" or (moves and self.memory.uses_keys):
             return True
         return any(getattr(loss, "uses_keys", True) for loss in self.loss_functions.values())
 
