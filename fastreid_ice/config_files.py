@@ -71,8 +71,19 @@ def locate(config_file: str | Path) -> Path:
     return path
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, on top of those of its ``_BASE_``."""
+def read_settings(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in a YAML file, on top of those of its ``_BASE_``.
+
+    Args:
+        path: of the file.
+        above: the files whose ``_BASE_`` led here.
+
+    Raises:
+        FileNotFoundError: it, or the file that ``_BASE_`` names, is not there.
+        ValueError: it is not YAML, holds no mapping, or ``_BASE_`` is no name of a file or leads back to it.
+    """
+    if path.resolve() in above:
+        raise ValueError(f"{path} is its own _BASE_, by way of {', '.join(file.name for file in above)}")
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.glob("*.yml")) if path.parent.is_dir() else []
         choices = f"; in {path.parent} there are {', '.join(beside)}" if beside else ""
@@ -88,10 +99,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     base = settings.pop("_BASE_", None)
     if base is None:
         return settings
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: _BASE_ is {base!r}, but must be the name of one file")
     base_path = path.parent / Path(base).expanduser()
     if not base_path.is_file():
         raise FileNotFoundError(f"{path}: _BASE_ names {base}, but there is no file {base_path}")
-    return _overlaid(read_settings(base_path), settings)
+    return _overlaid(read_settings(base_path, (*above, path.resolve())), settings)
 
 
 def _overlaid(below: dict, above: dict) -> dict:

@@ -30,7 +30,10 @@ def one_line(error: BaseException) -> str:
     """
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:  # a loader's worker hands on the traceback as text
+        text = _last_message(text) or text
+    return " ".join(text.split()) or type(error).__name__
 
 
 def listed(choices: Iterable[str]) -> str:
@@ -95,8 +98,13 @@ def of_child_process(error: BaseException) -> str | None:
     """
     if type(error).__name__ != "ProcessRaisedException":
         return None
+    return _last_message(str(error))
+
+
+def _last_message(text: str) -> str | None:
+    """The message of the last user's error among tracebacks, in one line."""
     known = "|".join(sorted({name for kind in USER_ERRORS for name in _names_below(kind)}))
-    found = re.findall(rf"^(?:[\w.]+\.)?(?:{known}): (.*(?:\n(?!Traceback).*)*)", str(error), flags=re.MULTILINE)
+    found = re.findall(rf"^(?:[\w.]+\.)?(?:{known}): (.*(?:\n(?!Traceback).*)*)", text, flags=re.MULTILINE)
     return " ".join(found[-1].split()) if found else None
 
 

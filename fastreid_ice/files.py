@@ -112,8 +112,27 @@ def check_output(path: str | os.PathLike, endings: Collection[str] = ()) -> None
         raise ValueError(f"{path} cannot be written: its name must end in one of {', '.join(sorted(endings))}.")
     if path.is_dir():
         raise IsADirectoryError(f"{path} cannot be written: it is a folder.")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise NotADirectoryError(f"{path} cannot be written: {above} is a file.")
-    if not os.access(above, os.W_OK):
-        raise PermissionError(f"{path} cannot be written: the folder {above} is read-only for you.")
+    _check_writable(path, str(path), path.absolute().parents)
+
+
+def check_folder_for_output(folder: str | os.PathLike, option: str) -> None:
+    """Refuse a folder into which nothing could be written at the end, before the work begins.
+
+    Args:
+        folder: to write into; made then where it is missing.
+        option: of the command line that names it, for the message.
+
+    Raises:
+        NotADirectoryError, PermissionError: it, or one above it, is a file, or may not be written.
+    """
+    path = Path(folder).absolute()
+    _check_writable(path, f"{option} {folder}", (path, *path.parents))
+
+
+def _check_writable(path: Path, name: str, above: Iterable[Path]) -> None:
+    nearest = next(folder for folder in above if folder.exists())
+    if not nearest.is_dir():
+        what = "it" if nearest == path else str(nearest)
+        raise NotADirectoryError(f"{name} cannot be written: {what} is a file.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"{name} cannot be written: the folder {nearest} is read-only for you.")

@@ -30,6 +30,7 @@ def find_images(folder: str | os.PathLike, extensions: Sequence[str] = IMAGE_EXT
     Raises:
         FileNotFoundError: there is no such folder, or it holds no such image.
         NotADirectoryError: it is a file.
+        PermissionError: a folder below cannot be listed.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -49,7 +50,7 @@ def find_images(folder: str | os.PathLike, extensions: Sequence[str] = IMAGE_EXT
 def _walk(folder: Path) -> Iterable[tuple[Path, list[str]]]:
     """Each folder below with its files; through links too, but never round in a circle."""
     above: dict[Path, tuple[str, ...]] = {folder: (os.path.realpath(folder),)}
-    for name, folders, files in os.walk(folder, followlinks=True):
+    for name, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
         path = Path(name)
         parents = above.pop(path)
         entered = []
@@ -60,6 +61,10 @@ def _walk(folder: Path) -> Iterable[tuple[Path, list[str]]]:
                 entered.append(sub)
         folders[:] = entered
         yield path, files
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def as_rgb(opened: Image.Image) -> Image.Image:

@@ -168,6 +168,10 @@ TEST_MISTAKES = {
         {"QUERY": "{}/query", "GALLERY": "{}/gallery", "TEST_IDENTITY_FROM": "none"},
         "nothing can be scored without identities",
     ),
+    "no pattern": (
+        {"QUERY": "{}/query", "GALLERY": "{}/gallery", "TEST_PATTERN": "", "TEST_IDENTITY_FROM": "folder"},
+        r"TEST_CAMERA_FROM is 'pattern', but DATASETS.FOLDER.TEST_PATTERN is empty.*\(PATTERN is that of the training",
+    ),
     "nobody in common": ({"QUERY": "{}/query", "GALLERY": "{}/others"}, "no identity of .* is in .*others"),
 }
 

@@ -123,6 +123,27 @@ def test_mistakes(change, message, folder, tmp_path, monkeypatch):
         scan_folder(**{"path": "crops", **change})
 
 
+def test_a_frame_of_too_many_digits(tmp_path):
+    draw(tmp_path / "20240131120000123456.png")
+    with pytest.raises(ValueError, match="frame of 20240131120000123456.png is '20240131120000123456', more than"):
+        scan_folder(tmp_path, pattern="(?P<frame>[0-9]+)")
+    assert scan_folder(tmp_path, pattern="(?P<frame>[0-9]{18})[.]").frames.tolist() == [240131120000123456]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(folder, monkeypatch):
+    """Its images would be left out without a word, and taken for gone by a search index."""
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("t3"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match="t3"):
+        scan_folder(folder, verify=False)
+
+
 def test_images_outside_of_folders(folder):
     for number in range(5):
         draw(folder / f"{number}.jpg")

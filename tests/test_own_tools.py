@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from fastreid.data.data_utils import read_image
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
@@ -25,11 +26,13 @@ from fastreid_ice.clustering.centroids import centroid_distances
 from fastreid_ice.clustering.eps_sweep import suggest, sweep
 from fastreid_ice.clustering.quality import agreement
 from fastreid_ice.config_files import load_config
+from fastreid_ice.data.folder import scan_training_images
 from fastreid_ice.data.folder_report import check_folder
 from fastreid_ice.data.folder_scan import scan_folder
 from fastreid_ice.data.folder_summary import for_a_cpu
 from fastreid_ice.data.labelled_folder import write_identity_folders, write_market_folder
-from fastreid_ice.engine.run_features import read_features
+from fastreid_ice.engine.checks import clustering_config
+from fastreid_ice.engine.run_features import extract_run, read_features
 from tests import own_images, tiny  # noqa: F401  (registers the dataset and the backbone)
 from tests.clustering_features import blobs
 from tests.conftest import ROOT, SMALL, small_options
@@ -160,7 +163,9 @@ class TestPage:
 
     def test_labels(self, world):
         table = rows(world / "found" / "labels.csv")
-        features, _, _ = read_features(world / "found" / "features.npz")
+        stored = read_features(world / "found" / "features.npz")
+        features = stored.features
+        assert set(stored.clustering) == {"k1", "k2", "tracks"}
         labels = torch.tensor([int(row["identity"]) for row in table])
         assert len(table) == len(features) == len(list((world / "crops").iterdir()))
         for row, feature, label in zip(table, features, labels.tolist()):
@@ -193,8 +198,52 @@ class TestPage:
         assert tested and not tested & {int(identity.split("_")[-1]) for _, identity, _ in dataset.train}
         assert len({item[1:] for item in dataset.query}) == len(dataset.query)  # one for each identity and camera
 
+    def test_an_eps_behind_the_run_is_the_one_that_counts(self, world, monkeypatch):
+        """Though the run's fell to CLUSTERING.EPS_END."""
+        monkeypatch.chdir(world)
+        found = extract_run("logs/by_camera_cpu", ["CLUSTERING.EPS", "0.3"])
+        assert clustering_config(found.cfg, seed=0).eps == 0.3
+        found = extract_run("logs/by_camera_cpu", ["CLUSTERING.EPS", "0.3", "CLUSTERING.EPS_END", "0.2"])
+        assert clustering_config(found.cfg, seed=0).eps == 0.2
+
+    def test_a_sweep_of_stored_features_is_that_of_the_run(self, world, monkeypatch):
+        monkeypatch.chdir(world)
+        arguments = ["--eps", "0.4:0.6:0.1", "--min-samples", "2", "--output"]
+        sweep_eps.main(["logs/tracks", *arguments, "of_run"])
+        sweep_eps.main(["--features", "of_run/features.npz", *arguments, "of_features"])
+        assert rows(world / "of_run" / "eps_sweep.csv") == rows(world / "of_features" / "eps_sweep.csv")
+        sweep_eps.main(["--features", "of_run/features.npz", "--k1", "3", *arguments, "of_k1"])
+        assert rows(world / "of_run" / "eps_sweep.csv") != rows(world / "of_k1" / "eps_sweep.csv")
+
 
 class TestCheckDataset:
+    def test_what_is_not_asked_for_is_said(self, world, capsys):
+        check_dataset.main(
+            [str(world / "crops"), "--pattern", "(?P<camera>cam[0-9]+)_", "--csv", str(world / "crops.csv")]
+        )
+        said = capsys.readouterr().out
+        assert "note: the group camera of --pattern is not used: add --camera-from pattern" in said
+        assert "the column camera of" in said and "add --camera-from csv" in said
+        check_dataset.main([str(world / "by_camera"), "--camera-from", "folder"])
+        assert "note:" not in capsys.readouterr().out
+
+    def test_a_link_is_named_as_it_was_given(self, world, tmp_path):
+        """Rows of the csv that name images through it are found again by the written config."""
+        (tmp_path / "link").symlink_to(world / "crops")
+        names = sorted(path.name for path in (world / "crops").iterdir())
+        own_images.table(
+            tmp_path / "all.csv", [{"path": str(tmp_path / "link" / name), "camera": "a"} for name in names]
+        )
+        argv = [str(tmp_path / "link"), "--camera-from", "csv", "--csv", str(tmp_path / "all.csv")]
+        check_dataset.main([*argv, "--write-config", str(tmp_path / "my.yml")])
+        assert len(scan_training_images(load_config(tmp_path / "my.yml").DATASETS.FOLDER)) == len(names)
+
+    def test_names_that_are_no_utf8(self, tmp_path, capsys):
+        Image.new("RGB", (64, 128), "red").save(tmp_path / "a.png")
+        (tmp_path / "x\udcff.jpg").write_bytes(b"\xff\xd8 no")
+        check_dataset.main([str(tmp_path), "--output", str(tmp_path / "out")])
+        assert "x\\xff.jpg" in capsys.readouterr().out and "x\\xff.jpg" in (tmp_path / "out/dataset.md").read_text()
+
     def test_broken_and_duplicate_files(self, tmp_path, capsys):
         Image.new("RGB", (64, 128), "red").save(tmp_path / "a.png")
         Image.new("RGB", (64, 128), "red").save(tmp_path / "b.bmp")
@@ -282,6 +331,7 @@ class TestLabelledFolders:
         labels, cameras = np.array([0, 0, 1, 1, 2, 2, -1, 2]), np.array([0, 1, 0, 1, 0, 0, 0, 1])
         written = write_market_folder(tmp_path / "out", paths, labels, cameras, test_share=0.3)
         assert (written.identities, written.test_identities) == (3, 1) and written.names[6] is None
+        assert written.gallery == 1  # of the third: the first two would have queries and nothing to find
         assert written.train + written.query + written.gallery == 7 and written.query == 2
         for path, name in zip(paths, written.names):
             if name is not None:
@@ -297,9 +347,31 @@ class TestLabelledFolders:
 
     def test_the_draw_depends_on_the_seed(self, tmp_path):
         paths = self.files(tmp_path) * 3
-        labels, cameras = np.arange(24) // 2, np.arange(24) % 2
+        labels, cameras = np.arange(24) // 3, np.arange(24) % 3 // 2
         folders = [write_market_folder(tmp_path / str(i), paths, labels, cameras, seed=i // 2) for i in range(3)]
-        assert folders[0].names == folders[1].names != folders[2].names and folders[0].test_identities == 3
+        assert folders[0].names == folders[1].names != folders[2].names and folders[0].test_identities == 2
+
+    def test_the_share_is_of_those_that_can_be_tested(self, tmp_path):
+        """16 people, of whom four were seen by two cameras and three images: one of them, not four."""
+        labels = np.array([*range(16), 0, 1, 2, 3, 0, 1, 2, 3])
+        cameras = np.array([0] * 16 + [1] * 8)
+        written = write_market_folder(tmp_path / "out", self.files(tmp_path) * 3, labels, cameras)
+        assert (written.test_identities, written.query, written.gallery, written.train) == (1, 2, 1, 21)
+
+    def test_pictures_are_those_that_the_training_saw(self, tmp_path):
+        """Turned as the camera says, and in three colours: stock fastreid reads a JPEG in CMYK as four."""
+        turned = Image.Exif()
+        turned[0x0112] = 6
+        paths = [str(tmp_path / name) for name in ("a.png", "b.jpg", "c.jpg")]
+        Image.new("RGB", (20, 8), (200, 0, 0)).save(paths[0], exif=turned)
+        Image.new("CMYK", (8, 20), (0, 200, 200, 0)).save(paths[1])
+        Image.new("RGB", (20, 8), (200, 0, 0)).save(paths[2], exif=turned)
+        written = write_market_folder(tmp_path / "out", paths, np.array([0, 0, 1]), np.array([0, 1, 0]))
+        for path, name in zip(paths, written.names):
+            expected = read_image(path)
+            image = read_image(str(tmp_path / "out" / name))
+            assert (image.size, image.mode) == ((8, 20), "RGB") and expected.size == (8, 20)
+        assert (tmp_path / "out" / written.names[2]).read_bytes() == Path(paths[2]).read_bytes()
 
     def test_copies(self, tmp_path):
         paths = self.files(tmp_path, 3)
@@ -324,7 +396,7 @@ class TestLabelledFolders:
             ([-1, -1], [0, 0], None, "no identity to write"),
             ([0, 1501], [0, 0], None, "1502 identities, but fastreid's class Market1501 reads at most 1501"),
             ([0, 1], [0, 6], None, "7 cameras"),
-            ([0, 1], [0, 1], 0.5, "0 were seen by several cameras"),
+            ([0, 1], [0, 1], 0.5, "several cameras, and one of them more than once, have seen 0"),
             ([0, 1], [0, 1], 1.5, r"must be in \[0, 1\)"),
         ],
     )
@@ -362,7 +434,8 @@ MISTAKES = {
     ),
     "check: config is there": (check_dataset, "{w}/crops --write-config {w}/crops.yml", "is there already"),
     "check: config is no yml": (check_dataset, "{w}/crops --write-config {w}/my.txt", "ends in .yml"),
-    "check: output is a file": (check_dataset, "{w}/crops --output {w}/crops.yml", "which is a file"),
+    "check: output is a file": (check_dataset, "{w}/crops --output {w}/crops.yml", "it is a file"),
+    "check: config below a file": (check_dataset, "{w}/crops --write-config {w}/crops.yml/a.yml", "is a file"),
     "sweep: no run": (sweep_eps, "{w}/nowhere", "no run or checkpoint"),
     "sweep: nothing named": (sweep_eps, "", "Name either a run"),
     "sweep: two things named": (sweep_eps, "{w}/logs/crops --features {t}/a.npy", "Name either a run"),
@@ -370,6 +443,7 @@ MISTAKES = {
     "sweep: backward range": (sweep_eps, "{w}/logs/crops --eps 0.7:0.3:0.1", "a range is first:last:step"),
     "sweep: eps of 2": (sweep_eps, "{w}/logs/crops --eps 0.5,2", "lies between 0 and 1"),
     "sweep: half a sample": (sweep_eps, "{w}/logs/crops --min-samples 2.5", "whole numbers"),
+    "sweep: infinitely many": (sweep_eps, "{w}/logs/crops --min-samples inf", "whole numbers"),
     "sweep: no features": (sweep_eps, "--features {t}/no.npy", "no file of features"),
     "sweep: a file of words": (sweep_eps, "--features {t}/bad.csv", "is no npy or npz file"),
     "sweep: whole numbers": (sweep_eps, "--features {t}/a.npy --output {t}/out", "a matrix of floats"),
@@ -380,7 +454,12 @@ MISTAKES = {
     "label: labelled already": (label_images, "{w}/logs/crops --output {w}/found", "is there already"),
     "label: market is there": (label_images, "{w}/logs/crops --output {t}/out --market {w}/crops", "is there already"),
     "label: copy alone": (label_images, "{w}/logs/crops --output {t}/out --copy", "--copy goes with --links"),
-    "label: output is a file": (label_images, "{w}/logs/crops --output {w}/crops.yml", "which is a file"),
+    "label: output is a file": (label_images, "{w}/logs/crops --output {w}/crops.yml", "it is a file"),
+    "label: market below a file": (
+        label_images,
+        "{w}/logs/crops --output {t}/out --market {w}/crops.yml/market",
+        "--market .* is a file",
+    ),
     "label: clusters of other images": (
         label_images,
         "{w}/logs/crops --output {t}/out --clusters {w}/logs/tracks/clusters.csv",
@@ -399,7 +478,7 @@ MISTAKES = {
     "label: no cameras to test with": (
         label_images,
         "{w}/logs/crops --output {t}/out --market {t}/market --test-share 0.5",
-        "seen by several cameras",
+        "several cameras, and one of them more than once, have seen 0",
     ),
     "train: images are gone": (
         train,

@@ -117,6 +117,24 @@ def test_an_index_of_another_folder_is_refused(folder, model, tmp_path):
     assert len(SearchIndex.open(tmp_path / "index")) == 4
 
 
+def test_names_that_two_folders_share_do_not_mix_them(folder, model, tmp_path):
+    """Images of the same names would take each other's places."""
+    open_gallery(model, folder, tmp_path / "index")
+    draw(tmp_path / "other" / "red.png", (0, 0, 200))
+    with pytest.raises(ValueError, match="is of the folder .*not of .*other.*--index"):
+        open_gallery(model, tmp_path / "other", tmp_path / "index")
+    (tmp_path / "link").symlink_to(folder)
+    open_gallery(model, tmp_path / "link", tmp_path / "index")  # the same folder
+
+
+def test_the_default_index_lies_beside_the_gallery(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert default_index_folder(".") == folder.with_name(f"{folder.name}.search_index")
+    (folder / "below").mkdir()
+    monkeypatch.chdir(folder / "below")
+    assert default_index_folder("..") == folder.with_name(f"{folder.name}.search_index")
+
+
 def test_unreadable_images_are_named_or_skipped(folder, model, tmp_path):
     (folder / "cam1" / "torn.jpg").write_bytes(b"\xff\xd8 not a picture")
     with pytest.raises(ValueError, match=r"1 image\(s\) cannot be read: .*torn.jpg: not an image.*--skip-unreadable"):

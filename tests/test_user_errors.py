@@ -66,6 +66,9 @@ WRONG_KEYS = [
     ({"SOLVER.MAX_EPOCH": 2.5}, ["SOLVER.MAX_EPOCH is 2.5", "a whole number"]),
     ({"SOLVER.OPT": "adam"}, ["SOLVER.OPT is 'adam'", "AdamW"]),
     ({"SOLVER.SCHED": "StepLR"}, ["SOLVER.SCHED", "CosineAnnealingLR"]),
+    ({"SOLVER.STEPS": "[20 30]"}, ["SOLVER.STEPS is", "whole numbers"]),
+    ({"SOLVER.STEPS": "[30, 20]"}, ["SOLVER.STEPS is [30, 20]", "ascending"]),
+    ({"MODEL.HEADS.NORM": "FrozenBN"}, ["MODEL.HEADS.NORM is 'FrozenBN'", "one of BN"]),
     ({"SOLVER.IMS_PER_BATCH": 10}, ["SOLVER.IMS_PER_BATCH (10)", "DATALOADER.NUM_INSTANCE (4)"]),
     ({"SOLVER.IMS_PER_BATCH": 0}, ["SOLVER.IMS_PER_BATCH is 0"]),
     ({"DATALOADER.NUM_INSTANCE": 0}, ["DATALOADER.NUM_INSTANCE is 0"]),
@@ -148,6 +151,8 @@ def test_wrong_command_lines(argv, parts, capsys, monkeypatch, tmp_path):
         ("- a\n- b\n", ["broken.yml holds list"]),
         ("_BASE_: nowhere.yml\n", ["broken.yml: _BASE_ names nowhere.yml"]),
         ("SOLVER:\n  MAX_EPOCH: soon\n", ["broken.yml: SOLVER.MAX_EPOCH is 'soon'"]),
+        ("_BASE_: broken.yml\n", ["broken.yml is its own _BASE_"]),
+        ("_BASE_: [a.yml, b.yml]\n", ["broken.yml: _BASE_ is ['a.yml', 'b.yml']", "one file"]),
     ],
 )
 def test_broken_config_files(text, parts, tmp_path, capsys):
@@ -221,6 +226,13 @@ def test_a_corrupt_image_is_named(content, part, last, damaged, tmp_path, capsys
     line = fails(capsys, *train(tmp_path / "run"))
     assert f"{path} cannot be read as an image" in line
     assert "Traceback" in (tmp_path / "run" / "log.txt").read_text()  # kept for whoever needs it
+
+
+def test_a_workers_error_is_one_line_too(damaged, tmp_path, capsys):
+    path = min((damaged / "bounding_box_train").glob("*.jpg"))
+    path.write_bytes(b"no picture")
+    line = fails(capsys, *train(tmp_path / "run", **{"DATALOADER.NUM_WORKERS": 1}))
+    assert line.startswith(f"error: {path} cannot be read as an image") and "Caught" not in line
 
 
 def test_too_few_clusters(tmp_path, capsys):

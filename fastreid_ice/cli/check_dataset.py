@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ from pathlib import Path
 from fastreid_ice.data.folder_report import FolderReport, check_folder
 from fastreid_ice.data.folder_scan import SOURCES, FolderScan, scan_folder
 from fastreid_ice.data.folder_summary import Sources, config_text, describe, for_a_cpu
+from fastreid_ice.data.folder_table import columns
 from fastreid_ice.errors import told_in_one_line
-from fastreid_ice.files import replacing
+from fastreid_ice.files import check_folder_for_output, check_output, printable, replacing
 from fastreid_ice.model_zoo import get_config_file
 from fastreid_ice.report.dataset_sheet import dataset_sheet
 
@@ -38,18 +40,20 @@ def parser() -> ArgumentParser:
 
 def run(args: Namespace) -> FolderReport:
     """Check the folder, print what it is like, and write what was asked for."""
-    if args.output is not None and args.output.exists() and not args.output.is_dir():
-        raise NotADirectoryError(f"--output is {args.output}, which is a file; name a folder")
+    if args.output is not None:
+        check_folder_for_output(args.output, "--output")
     if args.write_config is not None:
         _check_config_file(args.write_config, args.force)
     sources = Sources(args.camera_from, args.identity_from, args.track_from, args.pattern, args.csv)
     scan = scan_folder(args.folder, **vars(sources), verify=False)
     report = check_folder(scan)
     report = for_a_cpu(report) if args.cpu else report
-    text = describe(scan, report)
+    text = printable(describe(scan, report))
     name = args.write_config.stem if args.write_config is not None else "own"
     base = "own_cpu" if args.cpu else "own" if scan.tracks is None else "own_tracks"
     config = config_text(scan, report, sources, get_config_file(f"ICE/{base}.yml"), f"logs/{name}", args.cpu)
+    for note in _unused(sources, scan):
+        sys.stdout.write(f"note: {note}\n")
     sys.stdout.write(f"{text}\n\n## Config\n\n```yaml\n{config}```\n")
     if args.output is not None:
         _draw(scan, report, args.output / SHEET)
@@ -63,11 +67,24 @@ def run(args: Namespace) -> FolderReport:
     return report
 
 
+def _unused(sources: Sources, scan: FolderScan) -> list[str]:
+    """What a pattern or a csv file says about the images, and nobody has asked for."""
+    said = []
+    for what in ("camera", "identity", "track"):
+        source = getattr(sources, f"{what}_from")
+        if sources.pattern and what in re.compile(sources.pattern).groupindex and source != "pattern":
+            said.append(f"the group {what} of --pattern is not used: add --{what}-from pattern")
+        if sources.csv and what in columns(sources.csv) and source not in ("csv", "pattern"):
+            said.append(f"the column {what} of {sources.csv} is not used: add --{what}-from csv")
+    return said
+
+
 def _check_config_file(path: Path, force: bool) -> None:
     if path.suffix not in (".yml", ".yaml"):
         raise ValueError(f"--write-config is {path}; a config ends in .yml")
     if path.is_dir():
         raise IsADirectoryError(f"--write-config is {path}, which is a folder; name a file")
+    check_output(path)
     if path.exists() and not force:
         raise FileExistsError(f"--write-config: {path} is there already; name another file, or add --force")
 

@@ -29,7 +29,7 @@ from fastreid_ice.data.labelled_folder import (
 from fastreid_ice.engine.checks import clustering_config
 from fastreid_ice.engine.run_features import FEATURES_FILE, RunFeatures, extract_run, save_features
 from fastreid_ice.errors import told_in_one_line
-from fastreid_ice.files import write_csv
+from fastreid_ice.files import check_folder_for_output, write_csv
 
 TABLE, LINKS = "labels.csv", "identities"
 COLUMNS = ("path", "identity", "camera", "distance", "margin", "next")
@@ -79,7 +79,7 @@ def run(args: Namespace) -> Tensor:
         folder = write_identity_folders(args.output / LINKS, images.paths, numbers, copy=args.copy)
         said.append(f"{folder}: a folder for each identity. It {'holds' if args.copy else 'links to'} their pictures.")
     write_labels(args.output / TABLE, found, labels)
-    save_features(args.output / FEATURES_FILE, found.features, images)
+    save_features(args.output / FEATURES_FILE, found.features, images, clustering_config(found.cfg, seed=0))
     said.append(f"{args.output / TABLE}: {', '.join(COLUMNS)}")
     sys.stdout.write("\n".join(said) + "\n")
     return labels
@@ -130,14 +130,14 @@ def _check(args: Namespace) -> None:
         raise ValueError("--copy goes with --links")
     if args.test_share is not None and args.market is None:
         raise ValueError("--test-share goes with --market")
-    if args.output.exists() and not args.output.is_dir():
-        raise NotADirectoryError(f"--output is {args.output}, which is a file; name a folder")
+    check_folder_for_output(args.output, "--output")
     if (args.output / TABLE).exists():
         raise FileExistsError(f"{args.output / TABLE} is there already; name another --output, or remove it")
     if args.links:
         check_new_folder(args.output / LINKS)
     if args.market is not None:
         check_new_folder(args.market)
+        check_folder_for_output(args.market, "--market")
 
 
 def _cluster(found: RunFeatures) -> Tensor:

@@ -19,7 +19,7 @@ from fastreid_ice.clustering.eps_sweep import SweepRow, check_values, suggest, s
 from fastreid_ice.engine.checks import clustering_config
 from fastreid_ice.engine.run_features import FEATURES_FILE, extract_run, read_features, save_features
 from fastreid_ice.errors import told_in_one_line
-from fastreid_ice.files import replacing
+from fastreid_ice.files import check_folder_for_output, replacing
 from fastreid_ice.report.eps_sweep import markdown_table, plot, write_sweep
 
 EPS, MIN_SAMPLES = "0.3:0.7:0.05", "2,4,8"
@@ -34,8 +34,8 @@ def parser() -> ArgumentParser:
     built.add_argument("--features", type=Path, help="npy (images x dimensions) or npz file of an earlier call instead")
     built.add_argument("--eps", default=EPS, help=f"values: a,b,c or first:last:step (default: {EPS})")
     built.add_argument("--min-samples", default=MIN_SAMPLES, help=f"likewise (default: {MIN_SAMPLES})")
-    built.add_argument("--k1", type=int, help="CLUSTERING.K1 (default: the run's)")
-    built.add_argument("--k2", type=int, help="CLUSTERING.K2 (default: the run's)")
+    built.add_argument("--k1", type=int, help="CLUSTERING.K1 (default: the run's; 30 of an npy file)")
+    built.add_argument("--k2", type=int, help="CLUSTERING.K2 (default: the run's; 6 of an npy file)")
     built.add_argument(
         "--parts", type=int, default=3, help="random parts of the images for their stability (default: 3)"
     )
@@ -50,7 +50,7 @@ def parser() -> ArgumentParser:
 def run(args: Namespace) -> list[SweepRow]:
     """Extract or read the features, try the values, print the table and write table, csv and picture."""
     eps, min_samples = _numbers(args.eps, "--eps"), _numbers(args.min_samples, "--min-samples")
-    whole = [int(value) for value in min_samples]
+    whole = [int(value) for value in min_samples if value.is_integer()]
     if whole != min_samples:
         raise ValueError(f"--min-samples is {args.min_samples}; it counts images, in whole numbers")
     check_values(eps, whole, args.parts, args.fraction)
@@ -80,15 +80,15 @@ def run(args: Namespace) -> list[SweepRow]:
 def _load(args: Namespace, output: Path) -> tuple[Tensor, Tensor | None, Tracks | None, ClusteringConfig]:
     given = {key: value for key, value in (("k1", args.k1), ("k2", args.k2)) if value is not None}
     if args.features is not None:
-        features, identities, tracks = read_features(args.features)
-        return features, identities, tracks, ClusteringConfig(**given)
+        stored = read_features(args.features)
+        return stored.features, stored.identities, stored.tracks, ClusteringConfig(**{**stored.clustering, **given})
     overrides = [text for key, value in given.items() for text in (f"CLUSTERING.{key.upper()}", str(value))]
     found = extract_run(args.run, [*args.opts, *overrides])
     config = clustering_config(found.cfg, seed=args.seed)
     if config.camera_normalization:
         cameras = found.images.camids if found.cfg.DATASETS.USE_CAMERAS else None
         found = replace(found, features=without_cameras(found.features, cameras))
-    save_features(output / FEATURES_FILE, found.features, found.images)
+    save_features(output / FEATURES_FILE, found.features, found.images, config)
     sys.stdout.write(f"Features of {found.checkpoint} kept in {output / FEATURES_FILE} (for --features)\n\n")
     return found.features, found.images.identities, found.images.tracks, config
 
@@ -104,9 +104,7 @@ def _output(args: Namespace) -> Path:
         output = (Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent) / STEM
     else:
         output = args.features.parent / STEM
-    for path in (output, *output.parents):
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(f"--output is {output}, but {path} is a file")
+    check_folder_for_output(output, "--output")
     return output
 
 
@@ -133,7 +131,8 @@ def _advice(best: SweepRow | None) -> str:
         )
     return (
         f"Most stable: CLUSTERING.EPS {best.eps:g} CLUSTERING.MIN_SAMPLES {best.min_samples}, with {best.clusters} "
-        "clusters. Compare the number of clusters with what you know of your images before you trust it."
+        "clusters (to train with this eps throughout: CLUSTERING.EPS_END 0). Compare the number of clusters with what "
+        "you know of your images before you trust it."
     )
 
 

@@ -131,6 +131,12 @@ def _scan_labelled(node: CfgNode, part: str) -> FolderScan:
             "DATASETS.FOLDER.TEST_IDENTITY_FROM is 'none', but nothing can be scored without identities: choose "
             "folder, pattern or csv, or set DATASETS.TESTS ()."
         )
+    for key in ("TEST_IDENTITY_FROM", "TEST_CAMERA_FROM"):
+        if node[key] == "pattern" and not node.TEST_PATTERN:
+            raise ValueError(
+                f"DATASETS.FOLDER.{key} is 'pattern', but DATASETS.FOLDER.TEST_PATTERN is empty: give one (PATTERN is "
+                f"that of the training images), or choose another {key}."
+            )
     sources = (node.TEST_CAMERA_FROM, node.TEST_IDENTITY_FROM, "none")
     return _scan(node, part, node.TEST_PATTERN, node[f"{part}_CSV"], *sources)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from fastreid_ice.data.folder_table import read_table, some
 from fastreid_ice.data.numbering import natural_key, number_names
+from fastreid_ice.files import printable
 from fastreid_ice.image_files import IMAGE_EXTENSIONS, find_duplicates, find_images, find_unreadable
 
 __all__ = ["IMAGE_EXTENSIONS", "FolderScan", "find_duplicates", "find_unreadable", "number_names", "scan_folder"]
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 SOURCES = ("none", "folder", "pattern", "csv")
 GROUPS = ("camera", "identity", "track", "frame", "score")
 LISTED = 10  # files that cannot be read, in a message
+LARGEST = 2**63 - 1  # number of a frame
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,8 @@ def _readable(
     bad = [(by_path[path], why) for path, why in find_unreadable(list(by_path), workers)]
     if not bad:
         return names, ()
-    listed = "; ".join(f"{name}: {why}" for name, why in bad[:LISTED]) + ("; ..." if len(bad) > LISTED else "")
+    listed = "; ".join(f"{printable(name)}: {why}" for name, why in bad[:LISTED])
+    listed += "; ..." if len(bad) > LISTED else ""
     if not skip:
         raise ValueError(
             f"{len(bad)} of {len(names)} images in {folder} cannot be read: {listed}. Remove them, or skip them "
@@ -235,6 +238,11 @@ def _numbers(
             values.append(int(text) if dtype is np.int64 else float(text))
         except ValueError:
             raise ValueError(f"The {what} of {name} is {text!r}; a {needed} is needed.") from None
+        if abs(values[-1]) > LARGEST:
+            raise ValueError(
+                f"The {what} of {name} is {text!r}, more than {LARGEST}: take fewer of its digits, such as "
+                f"(?P<{what}>[0-9]{{18}}) for the last 18 of a pattern that ends with them."
+            )
     return np.array(values, dtype=dtype)
 
 

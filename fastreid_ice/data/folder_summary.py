@@ -135,13 +135,13 @@ def config_text(
     height, width = found.input_size
     lines += ["INPUT:", f"  SIZE_TRAIN: [{height}, {width}]", f"  SIZE_TEST: [{height}, {width}]"]
     lines += ["  PADDING:", f"    SIZE: {found.padding}", "", "DATASETS:"]
-    lines += ["  USE_CAMERAS: True"] * several + ["  FOLDER:", f"    PATH: {_text(scan.folder.resolve())}"]
+    lines += ["  USE_CAMERAS: True"] * several + ["  FOLDER:", f"    PATH: {_text(scan.folder.absolute())}"]
     lines += [
         f"    CAMERA_FROM: {sources.camera_from}",
         f"    IDENTITY_FROM: {sources.identity_from}",
         f"    TRACK_FROM: {sources.track_from}",
         f"    PATTERN: {_text(sources.pattern or '')}",
-        f"    CSV: {_text(Path(sources.csv).resolve() if sources.csv else '')}",
+        f"    CSV: {_text(Path(sources.csv).absolute() if sources.csv else '')}",
     ]
     if report.unreadable:
         lines.append(f"    SKIP_UNREADABLE: True # {len(report.unreadable)} of {report.images}")

@@ -59,6 +59,12 @@ def read_table(
     return {column: tuple(found[name][column] for name in names) for column in columns}
 
 
+def columns(path: str | os.PathLike) -> list[str]:
+    """The header of a csv file that :func:`read_table` can read."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        return next(csv.reader(file, skipinitialspace=True), [])
+
+
 def _rows(path: Path, needed: Collection[str]) -> list[tuple[int, dict[str, str]]]:
     """(line, row) of all rows; there is at least one, with all needed columns."""
     if not path.is_file():

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fastreid_ice.image_files import as_rgb
+
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 # What fastreid's class Market1501 asserts.
 MOST_IDENTITIES, MOST_CAMERAS = 1501, 6
@@ -69,9 +71,9 @@ def write_market_folder(
         paths: N image files.
         labels: (N,) int64 identities, -1 = outlier.
         cameras: (N,) int64 cameras from 0 on.
-        test_share: share of the identities that become queries and gallery instead of training images, drawn among
-            those that several cameras have seen: one query for each camera, the first image, the rest gallery. None:
-            a quarter, or none where fewer than two identities were seen by several cameras.
+        test_share: share that becomes queries and gallery instead of training images of the identities that several
+            cameras have seen, one of them more than once: one query for each camera, the first image, the rest gallery.
+            None: a quarter, or none where there are fewer than two such identities.
         seed: of the draw.
 
     Raises:
@@ -144,20 +146,19 @@ def _check_market(labels: np.ndarray, cameras: np.ndarray) -> None:
 def _test_identities(labels: np.ndarray, cameras: np.ndarray, share: float | None, seed: int) -> np.ndarray:
     if share is not None and not 0 <= share < 1:
         raise ValueError(f"The share of identities to test with is {share}; it must be in [0, 1).")
-    seen = np.unique(np.stack([labels, cameras])[:, labels >= 0], axis=1)
-    identities, counts = np.unique(seen[0], return_counts=True)
-    possible = identities[counts > 1]
+    kept = np.stack([labels, cameras])[:, labels >= 0]
+    identities, images = np.unique(kept[0], return_counts=True)
+    seen_by = np.unique(np.unique(kept, axis=1)[0], return_counts=True)[1]
+    possible = identities[(seen_by > 1) & (images > seen_by)]  # the queries leave something to find
     if share == 0 or (share is None and len(possible) < 2):
         return possible[:0]
-    wanted = max(1, round((0.25 if share is None else share) * len(identities)))
+    wanted = max(1, round((0.25 if share is None else share) * len(possible)))
     if wanted > len(possible) or wanted >= len(identities):
-        if share is None:
-            wanted = min(len(possible), len(identities) - 1)
-        else:
-            raise ValueError(
-                f"{wanted} of {len(identities)} identities cannot be tested with: {len(possible)} were seen by several "
-                "cameras, and one must remain to train on. Lower the share; 0 puts all into the training images."
-            )
+        raise ValueError(
+            f"{wanted} of {len(identities)} identities cannot be tested with: several cameras, and one of them more "
+            f"than once, have seen {len(possible)}, and one must remain to train on. Lower the share; 0 puts all into "
+            "the training images."
+        )
     return np.sort(np.random.default_rng(seed).permutation(possible)[:wanted])
 
 
@@ -216,9 +217,9 @@ def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 def _copy_as_jpeg(path: str, target: Path) -> None:
-    """The bytes of a JPEG file, or the picture encoded as one."""
+    """The bytes of a JPEG file that fastreid reads as we do, or the picture encoded as one."""
     with Image.open(path) as image:
-        if image.format != "JPEG":
-            image.convert("RGB").save(target, quality=JPEG_QUALITY)
+        if image.format != "JPEG" or image.mode not in ("RGB", "L"):
+            as_rgb(image).save(target, quality=JPEG_QUALITY)
             return
     shutil.copyfile(path, target)

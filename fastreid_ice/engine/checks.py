@@ -127,6 +127,10 @@ TRAINING_RULES: dict[str, tuple[Condition, str]] = {
     "SOLVER.WEIGHT_DECAY_NORM": _at_least(0),
     "SOLVER.WEIGHT_DECAY_BIAS": _at_least(0),
     "SOLVER.SCHED": _one_of(SCHEDULES),
+    "SOLVER.STEPS": (
+        lambda value: all(type(epoch) is int and epoch > 0 for epoch in value) and sorted(value) == list(value),
+        "epochs, whole numbers above 0 in ascending order, such as [20, 40]",
+    ),
     "SOLVER.GAMMA": _POSITIVE,
     "SOLVER.WARMUP_FACTOR": _between(0, 1),
     "SOLVER.WARMUP_ITERS": _at_least(0),

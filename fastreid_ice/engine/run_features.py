@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
@@ -16,7 +17,7 @@ import torch
 from fastreid.config import CfgNode
 from torch import Tensor
 
-from fastreid_ice.clustering import Tracks
+from fastreid_ice.clustering import ClusteringConfig, Tracks
 from fastreid_ice.data.datasets import TrainingImages, load_training_images
 from fastreid_ice.data.loaders import build_feature_loader
 from fastreid_ice.engine.checkpoints import load_trained_model
@@ -26,6 +27,7 @@ from fastreid_ice.files import replacing
 logger = logging.getLogger(__name__)
 
 FEATURES_FILE = "features.npz"
+_SETTINGS = ("k1", "k2", "tracks")  # of the clustering, beside eps and min_samples
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,17 @@ def extract_run(run: str | Path, opts: Sequence[Any] = (), device: str | None = 
 
     Args:
         run: folder of a run, or a checkpoint with ``config.yaml`` beside it.
-        opts: KEY, VALUE, ... on top of the run's config.
+        opts: KEY, VALUE, ... on top of the run's config. A CLUSTERING.EPS among them is the one that counts, whatever
+            CLUSTERING.EPS_END the run had.
         device: "cpu", "cuda" ...
 
     Raises:
         FileNotFoundError: no run, or its images are gone.
         ValueError: a checkpoint or key that does not fit.
     """
+    named = [str(key) for key in opts[::2]]
+    if "CLUSTERING.EPS" in named and "CLUSTERING.EPS_END" not in named:
+        opts = [*opts, "CLUSTERING.EPS_END", 0.0]  # the run's would be in force at its end
     trained = load_trained_model(run, opts=opts, device=device)
     images = load_training_images(trained.cfg)
     logger.info("Extracting the features of %d images with %s", len(images), trained.checkpoint)
@@ -64,9 +70,30 @@ def extract_run(run: str | Path, opts: Sequence[Any] = (), device: str | None = 
     return RunFeatures(features.cpu(), images, trained.cfg, trained.checkpoint)
 
 
-def save_features(path: str | Path, features: Tensor, images: TrainingImages) -> None:
-    """Write features, paths and, where they are known, identities and tracks as an npz file."""
-    arrays: dict[str, Any] = {"features": features.numpy(), "paths": np.array(images.paths)}
+class StoredFeatures(NamedTuple):
+    """What a file of features holds.
+
+    Attributes:
+        features: (N, D) float.
+        identities: (N,) int64, or None.
+        tracks: of the images, or None.
+        clustering: k1, k2 and tracks of the run that they are of; empty if unknown.
+    """
+
+    features: Tensor
+    identities: Tensor | None = None
+    tracks: Tracks | None = None
+    clustering: dict[str, Any] = {}
+
+
+def save_features(path: str | Path, features: Tensor, images: TrainingImages, config: ClusteringConfig) -> None:
+    """Write features, paths and the run's k1, k2 and tracks as an npz file; identities and tracks where known."""
+    settings = json.dumps({name: getattr(config, name) for name in _SETTINGS})
+    arrays: dict[str, Any] = {
+        "features": features.numpy(),
+        "paths": np.array(images.paths),
+        "clustering": np.array(settings),
+    }
     if images.identities is not None:
         arrays["identities"] = images.identities.numpy()
     if images.tracks is not None:
@@ -78,11 +105,8 @@ def save_features(path: str | Path, features: Tensor, images: TrainingImages) ->
         np.savez(temporary, **arrays)
 
 
-def read_features(path: str | Path) -> tuple[Tensor, Tensor | None, Tracks | None]:
+def read_features(path: str | Path) -> StoredFeatures:
     """Features of :func:`save_features`, or of a plain npy file.
-
-    Returns:
-        features (N, D), identities (N,) or None, tracks or None.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -103,6 +127,7 @@ def read_features(path: str | Path) -> tuple[Tensor, Tensor | None, Tracks | Non
     if "features" not in arrays or arrays["features"].ndim != 2 or arrays["features"].dtype.kind != "f":
         held = ", ".join(f"{name} {value.dtype} {value.shape}" for name, value in arrays.items()) or "nothing"
         raise ValueError(f"{path} holds {held}; it must hold features: a matrix of floats, a row for each image")
+    settings = json.loads(str(arrays.pop("clustering", "{}")))
     tensors = {name: torch.from_numpy(value) for name, value in arrays.items() if name != "paths"}
     short = [name for name, value in tensors.items() if len(value) != len(tensors["features"])]
     if short:
@@ -110,4 +135,4 @@ def read_features(path: str | Path) -> tuple[Tensor, Tensor | None, Tracks | Non
     tracks = None
     if "track_ids" in tensors:
         tracks = Tracks(tensors["track_ids"], tensors.get("track_cameras"), tensors.get("track_frames"))
-    return tensors["features"], tensors.get("identities"), tracks
+    return StoredFeatures(tensors["features"], tensors.get("identities"), tracks, settings)

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fastreid_ice.files import replacing
+from fastreid_ice.image_files import as_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -250,7 +251,7 @@ def _draw_thumbnail(
     colour = UNKNOWN_FRAME if identity is None else identity_colour(identity)
     draw.rectangle([left, top, right, bottom], fill=colour)
     with Image.open(path) as image:
-        sheet.paste(image.convert("RGB").resize(THUMBNAIL, Image.Resampling.BICUBIC), (left + FRAME, top + FRAME))
+        sheet.paste(as_rgb(image).resize(THUMBNAIL, Image.Resampling.BICUBIC), (left + FRAME, top + FRAME))
     if camera is not None:
         _draw_tag(draw, left + FRAME, bottom - FRAME, f"c{camera}")
     if majority is not None and identity != majority:

@@ -11,7 +11,7 @@ from typing import Protocol, Union
 import numpy as np
 from torch import Tensor
 
-from fastreid_ice.files import printable
+from fastreid_ice.files import check_folder_for_output, printable
 from fastreid_ice.image_files import IMAGE_EXTENSIONS, find_images, find_unreadable
 from fastreid_ice.search.index import FileState, Fingerprint, SearchIndex, file_state
 from fastreid_ice.search.results import GalleryUpdate, SearchResult
@@ -76,6 +76,11 @@ def update_index(
         raise ValueError(
             f"The search index is of the folder {index.root}: none of its {len(known)} images is in {folder}. "
             "Name another folder for the index (--index)."
+        )
+    if known and _is_another(index.root, folder):
+        raise ValueError(
+            f"The search index is of the folder {index.root}, not of {folder}: images of the same names would take "
+            "each other's places. Name another folder for the index (--index)."
         )
     index.root = folder
     removed = tuple(sorted(known.keys() - states.keys()))
@@ -148,6 +153,11 @@ def _embed_readable(
     return features, good, bad
 
 
+def _is_another(root: Path, folder: Path) -> bool:
+    """Whether an index's folder is still there and is not this one; where it is gone, this one may be it, moved."""
+    return root.is_dir() and not os.path.samefile(root, folder)
+
+
 def _unreadable(root: Path, bad: list[tuple[str, str]]) -> str:
     first = "; ".join(f"{root / name}: {why}" for name, why in bad[:3])
     return f"{len(bad)} image(s) cannot be read: {first}. Remove them, or leave them out with --skip-unreadable."
@@ -159,7 +169,7 @@ def _as_array(features: Features) -> np.ndarray:
 
 def default_index_folder(gallery: str | os.PathLike) -> Path:
     """Where a gallery's index is kept unless another place is named: beside it, never inside."""
-    gallery = Path(gallery).absolute()
+    gallery = Path(os.path.abspath(gallery))
     return gallery.with_name(f"{gallery.name}.search_index")
 
 
@@ -188,6 +198,7 @@ def open_gallery(
     place = default_index_folder(gallery) if index_folder is None else Path(index_folder)
     fingerprint = Fingerprint(model.sha256, (model.input_size[0], model.input_size[1]))
     check_place(place)  # before the work, not when it is to be written
+    check_folder_for_output(place.absolute().parent, "The search index (--index) in")
     if (place / HEADER).exists():
         index = SearchIndex.open(place, fingerprint)
         if kind not in ("auto", index.kind):
@@ -215,13 +226,18 @@ def search_folder(
     """The k images of a folder that are most similar to each query image.
 
     Args:
+        model: makes the features.
         queries: image files.
+        gallery: folder of images.
+        index_folder: where the index is kept; None: :func:`default_index_folder`.
         k: how many; all images of the folder if there are fewer.
-        others: as for :func:`open_gallery`, whose errors are raised too.
+        kind: of a new index: "auto", "exact" or "ivf".
+        skip_unreadable: leave out images of the folder that cannot be read, else they are an error.
 
     Raises:
         FileNotFoundError: a query is not there.
         ValueError: a query cannot be read; k is below 1.
+        ValueError, OSError: as :func:`open_gallery`.
     """
     if k < 1:
         raise ValueError(f"At least one image must be asked for (--top-k), found {k}.")
