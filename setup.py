@@ -22,7 +22,7 @@ setup(
     package_dir={"fastreid_ice.configs": "configs"},
     package_data={
         "fastreid_ice.configs": ["ICE/*.yml", "ICE/recipes/*.yml", "ICE/grids/*.yml"],
-        "fastreid_ice.report": ["*.yml", "*.html", "*.css", "*.js"],
+        "fastreid_ice.report": ["*.yml", "*.css"],
     },
     entry_points={"console_scripts": ["fastreid-ice = fastreid_ice.cli.main:main"]},
     # fastreid 1.4.0 itself is not listed: it pins torch 1.13, and no installer could resolve both.

@@ -29,6 +29,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.dense import dense_clusters
+from benchmarks.timing import resident
 from fastreid_ice.clustering import (
     approximate_neighbors,
     dbscan,
@@ -69,7 +70,7 @@ class Meter:
         self.sums = 0  # minima that the Jaccard stage adds up
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)  # what making the features left behind is not ours
-        self.base = _resident("VmRSS")
+        self.base = resident("VmRSS")
 
     def __call__(self, name, function, *arguments):
         _reset_peak()
@@ -77,20 +78,13 @@ class Meter:
         result = function(*arguments)
         self.wall.setdefault(name, []).append(time.perf_counter() - wall)
         self.cpu.setdefault(name, []).append(time.process_time() - cpu)
-        self.memory[name] = max(self.memory.get(name, 0.0), _resident("VmHWM") - self.base)
+        self.memory[name] = max(self.memory.get(name, 0.0), resident("VmHWM") - self.base)
         return result
 
 
 def _reset_peak():
     with contextlib.suppress(OSError):  # not Linux, or not permitted: the peak is then that of the process
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def _resident(field):
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) / 1024
-    return float("nan")
 
 
 def flat_search(features):

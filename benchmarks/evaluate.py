@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.timing import alternate, ratios, run_parts, timed
+from benchmarks.timing import alternate, ratios, resident, run_parts, timed
 from fastreid_ice.evaluation import FeatureRows, Identities, Similarities, rank_queries
 from fastreid_ice.evaluation.counting import ranks_of_matches
 
@@ -171,13 +171,6 @@ def memory(args: argparse.Namespace) -> None:
         size = 4 * len(features) * dimensions / 2**20
         print(f"| {dimensions} | {size:.0f} | {resident('VmHWM') - before:.0f} |")
         del features, similarities
-
-
-def resident(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) / 1024
-    return float("nan")
 
 
 PARTS = {part.__name__: part for part in (counting, whole, market, memory)}

@@ -29,19 +29,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.clustering import synthetic_features
+from benchmarks.timing import resident
 from fastreid_ice.search import SearchIndex
 from fastreid_ice.search.index import FileState, unit_rows
 
 K = 10
 HNSW_LINKS, HNSW_BUILD = 32, 64
-
-
-def resident(field: str = "VmRSS") -> float:
-    """Memory of this process in MiB; field "VmHWM" is its peak."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) / 1024
-    return float("nan")
 
 
 def split(features: np.ndarray, queries: int) -> tuple[np.ndarray, np.ndarray]:

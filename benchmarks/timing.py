@@ -6,6 +6,7 @@ import argparse
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
@@ -17,6 +18,15 @@ Part = Callable[[argparse.Namespace], None]
 class Seconds(NamedTuple):
     wall: float
     cpu: float
+
+
+def resident(field: str = "VmRSS") -> float:
+    """Memory of this process in MiB, nan where the system is not Linux; field "VmHWM" is its peak."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return float("nan")
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:")), float("nan"))
 
 
 def timed(function: Callable[[], object]) -> Seconds:

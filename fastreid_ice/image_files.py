@@ -131,17 +131,12 @@ def find_unreadable(paths: Sequence[str | os.PathLike], workers: int | None = No
     return [(facts.path, facts.problem) for facts in inspect_images(paths, workers) if facts.problem is not None]
 
 
-def find_duplicates(paths: Sequence[str | os.PathLike], workers: int | None = None) -> list[tuple[str, ...]]:
-    """Groups of files that show the same pixels, in the order of their first members.
+def same_pixels(images: Iterable[ImageFacts]) -> list[tuple[str, ...]]:
+    """Groups of at least two images with the same digest, in the order of their first members.
 
     A copy of a file is found, and so is the same picture in another lossless format. Files that cannot be read are
     in no group.
     """
-    return same_pixels(inspect_images(paths, workers))
-
-
-def same_pixels(images: Iterable[ImageFacts]) -> list[tuple[str, ...]]:
-    """Groups of at least two images with the same digest."""
     groups: dict[str, list[str]] = {}
     for image in images:
         if image.problem is None:

@@ -19,16 +19,21 @@ def exact_float32(device: torch.device) -> Iterator[None]:
 @contextlib.contextmanager
 def without_tf32() -> Iterator[None]:
     """Within it products and convolutions on a GPU take no TF32."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    with _full_float32(matmul, matmul), _full_float32(getattr(cudnn, "conv", None), cudnn):
+    cudnn = torch.backends.cudnn
+    with products_in_tf32(False), _tf32(getattr(cudnn, "conv", None), cudnn, False):
         yield
 
 
-def _full_float32(newer: Any, older: Any) -> contextlib.AbstractContextManager[None]:
-    """No TF32, by torch's newer setting where it has that: reading the older one raises once a user has set it."""
+def products_in_tf32(allowed: bool) -> contextlib.AbstractContextManager[None]:
+    """Within it matrix products on a GPU may take TF32, or take none."""
+    return _tf32(torch.backends.cuda.matmul, torch.backends.cuda.matmul, allowed)
+
+
+def _tf32(newer: Any, older: Any, allowed: bool) -> contextlib.AbstractContextManager[None]:
+    """By torch's newer setting where it has that: reading the older one raises once a user has set it."""
     if hasattr(newer, "fp32_precision"):
-        return setting(newer, "fp32_precision", "ieee")
-    return setting(older, "allow_tf32", False)
+        return setting(newer, "fp32_precision", "tf32" if allowed else "ieee")
+    return setting(older, "allow_tf32", allowed)
 
 
 @contextlib.contextmanager

@@ -84,6 +84,15 @@ def test_a_loss(folder):
     assert row["loss_centroid_pull"] > 0 and "loss_hard_instance" not in row
 
 
+def test_a_loss_that_needs_cameras(folder):
+    code = (folder / "my_loss.py").read_text()
+    code = re.sub(r"(class \w+.*:\n)", r"\1    needs_cameras = True\n", code, count=1)
+    (folder / "my_loss.py").write_text(code.replace("CentroidPull", "NearProxies").replace("centroid_pull", "near"))
+    options = {"DATASETS__USE_CAMERAS": False, "MODEL__LOSSES__NAME": ("AgnosticLoss", "NearProxiesLoss")}
+    with pytest.raises(ValueError, match="MODEL.LOSSES.NAME has NearProxiesLoss, which needs camera ids"):
+        train(folder, "my_loss", **options)
+
+
 def test_a_loss_and_a_memory_that_know_of_no_source(folder):
     """Both get the source's images too, under labels of the same memory."""
     source = {"DATASETS__SOURCE": ("TinySource",), "MODEL__ICE__IMPORTS": ("my_loss", "my_memory")}

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from fastreid_ice.data.folder_report import check_folder, recommend
-from fastreid_ice.data.folder_scan import find_duplicates, find_unreadable, number_names, scan_folder
+from fastreid_ice.data.folder_scan import find_unreadable, number_names, scan_folder
+from fastreid_ice.image_files import inspect_images, same_pixels
 
 PATTERN = r"(?P<identity>\d+)_c(?P<camera>\d+)_f(?P<frame>\d+)"
 
@@ -48,7 +49,7 @@ def test_any_depth_hidden_and_links(folder, tmp_path):
     assert scan.names == tuple(sorted([*NAMES, "link/far.jpeg", "linked.jpg", "top.bmp"]))
     assert scan.paths == tuple(os.path.join(folder, name) for name in scan.names)
     assert scan.cameras is scan.identities is scan.tracks is scan.frames is scan.scores is None
-    assert scan.counts == {"images": 7, "skipped": 0}
+    assert len(scan) == 7 and not scan.skipped
     assert scan_folder(folder, extensions=("PNG", ".bmp")).names == ("cam2/t3/8_c2_f2.png", "top.bmp")
 
 
@@ -60,7 +61,7 @@ def test_from_folders(folder):
     assert scan.track_names == ("cam10/t1", "cam2/t1", "cam2/t1", "cam2/t3")
     assert scan.tracks.tolist() == [2, 0, 0, 1]
     assert scan_folder(folder, identity_from="folder").identity_names == ("t1", "t1", "t1", "t3")
-    assert scan.counts == {"images": 4, "cameras": 2, "tracks": 3, "skipped": 0}
+    assert len(scan) == 4 and (scan.cameras.max(), scan.tracks.max()) == (1, 2) and not scan.skipped
 
 
 def test_from_a_pattern(folder):
@@ -193,7 +194,7 @@ def test_unreadable_images(folder, tmp_path):
         scan_folder(folder)
     csv = table(tmp_path / "list.csv", [f"{name},1" for name in (*NAMES, "cam2/torn.jpg")])
     scan = scan_folder(folder, skip_unreadable=True, camera_from="csv", csv=csv)
-    assert scan.names == NAMES and scan.counts["skipped"] == 3
+    assert scan.names == NAMES and len(scan.skipped) == 3
     assert [os.path.basename(path) for path, _ in scan.skipped] == ["dangling.png", "empty.jpg", "torn.jpg"]
     loose = scan_folder(folder, verify=False)
     assert len(loose) == 7 and [path for path, _ in find_unreadable(loose.paths)] == [path for path, _ in scan.skipped]
@@ -214,7 +215,7 @@ def test_duplicates_are_the_same_pixels(tmp_path):
     Image.fromarray(noise.reshape(8, 16, 3)).save(tmp_path / "other_shape.png")
     (tmp_path / "torn1.jpg").touch()
     (tmp_path / "torn2.jpg").touch()
-    groups = find_duplicates(sorted(tmp_path.iterdir()), workers=2)
+    groups = same_pixels(inspect_images(sorted(tmp_path.iterdir()), workers=2))
     names = [tuple(os.path.basename(path) for path in group) for group in groups]
     assert names == [("a.png", "same_in_other_format.bmp"), ("copy.jpg", "z.jpg")]
 

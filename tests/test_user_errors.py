@@ -85,6 +85,10 @@ WRONG_KEYS = [
     ({"TEST.METRIC": "hamming"}, ["TEST.METRIC is 'hamming'", "cosine"]),
     ({"TEST.EVAL_PERIOD": -1}, ["TEST.EVAL_PERIOD is -1"]),
     ({"DATASETS.USE_CAMERAS": False}, ["CrossCameraLoss", "DATASETS.USE_CAMERAS is False", "market_agnostic.yml"]),
+    (
+        {"DATASETS.USE_CAMERAS": False, "MODEL.LOSSES.NAME": "('AgnosticLoss','IntraCameraLoss')"},
+        ["MODEL.LOSSES.NAME has IntraCameraLoss, which needs camera ids"],
+    ),
     ({"SOLVER.LEARNING_RATE": 0.1}, ["no config key SOLVER.LEARNING_RATE", "SOLVER has", "BASE_LR"]),
     ({"MODEL.BACKBON.NAME": "x"}, ["no config key MODEL.BACKBON", "did you mean BACKBONE"]),
     ({"MODEL.BACKBONE": "x"}, ["MODEL.BACKBONE is a group of keys"]),

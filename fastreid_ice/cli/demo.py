@@ -7,7 +7,6 @@ into logs/demo. Takes a few minutes on two cores.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -19,6 +18,8 @@ from pathlib import Path
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
+import numpy as np
+
 from fastreid_ice.config_files import load_config
 from fastreid_ice.cores import usable_cores
 from fastreid_ice.data.datasets import load_training_images
@@ -26,6 +27,8 @@ from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.model_zoo import get_config_file
 from fastreid_ice.report.contact_sheet import contact_sheet
 from fastreid_ice.report.curves import training_curves
+from fastreid_ice.report.manifest import FILE_NAME
+from fastreid_ice.report.run_files import CLUSTERS_FILE, RECORDS_FILE, read_clusters
 from fastreid_ice.report.tables import benchmark_table
 
 CONFIG = "ICE/demo.yml"
@@ -49,7 +52,7 @@ class Training:
 
     def records(self) -> list[dict]:
         """The rows of its results.json so far."""
-        path = self.folder / "results.json"
+        path = self.folder / RECORDS_FILE
         return json.loads(path.read_text()) if path.is_file() else []
 
     def epochs_done(self) -> int:
@@ -66,7 +69,7 @@ class Training:
 def start(name: str, folder: Path, opts: Sequence[str]) -> Training:
     """Start a training with half of the cores; one that is in the folder already is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in ("results.json", "run.json", "clusters.csv"):
+    for old in (RECORDS_FILE, FILE_NAME, CLUSTERS_FILE):
         (folder / old).unlink(missing_ok=True)
     command = [sys.executable, "-m", "fastreid_ice.cli.train", "--config-file", str(get_config_file(CONFIG))]
     command += [*opts, "REPORT.ENABLED", "False", "OUTPUT_DIR", str(folder)]
@@ -159,12 +162,11 @@ def run(output_dir: Path, opts: Sequence[str] = ()) -> str:
 
 def draw(training: Training, output_dir: Path) -> str:
     """Draw what a training has found, and say where."""
-    with open(training.folder / "clusters.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = list(csv.DictReader(file))
-    labels, identities, cameras = ([int(row[name]) for row in rows] for name in ("label", "identity", "camera"))
-    true = len(set(identities))
+    found = read_clusters(training.folder / CLUSTERS_FILE)
+    labels, identities = found["labels"], found["identities"]
+    true = len(np.unique(identities))
     sheet, curves = output_dir / "clusters.png", output_dir / "curves.png"
-    contact_sheet([row["path"] for row in rows], labels, identities, cameras, out_path=sheet)
+    contact_sheet(found["paths"], labels, identities, found["cameras"], out_path=sheet)
     training_curves(training.records(), curves, true_identities=true, title="ICE on SyntheticReID")
-    found = f"{max(labels) + 1} clusters for {true} people, {labels.count(-1)} outliers of {len(labels)} images"
-    return f"ICE found {found} before its last epoch.\n\nClusters: {sheet}\nCurves: {curves}"
+    said = f"{labels.max() + 1} clusters for {true} people, {(labels < 0).sum()} outliers of {len(labels)} images"
+    return f"ICE found {said} before its last epoch.\n\nClusters: {sheet}\nCurves: {curves}"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastreid_ice.clustering import Clusterer
 from fastreid_ice.clustering.centroids import centroid_distances
+from fastreid_ice.clustering.clusterer import checked_labels
 from fastreid_ice.data.datasets import TrainingImages
 from fastreid_ice.data.folder_scan import number_names
 from fastreid_ice.data.labelled_folder import (
@@ -30,6 +31,7 @@ from fastreid_ice.engine.checks import clustering_config
 from fastreid_ice.engine.run_features import FEATURES_FILE, RunFeatures, extract_run, save_features
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.files import check_folder_for_output, write_csv
+from fastreid_ice.report import run_files
 
 TABLE, LINKS = "labels.csv", "identities"
 COLUMNS = ("path", "identity", "camera", "distance", "margin", "next")
@@ -110,18 +112,17 @@ def read_clusters(path: str | os.PathLike, paths: Sequence[str]) -> Tensor:
     if not Path(path).is_file():
         raise FileNotFoundError(f"--clusters: there is no file {path}")
     try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            labels = {row["path"]: int(row["label"]) for row in csv.DictReader(file)}
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"--clusters: {path} is no clusters.csv with whole numbers as labels: {error}") from error
+        found = run_files.read_clusters(Path(path))
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"--clusters: {path} is no clusters.csv: {error}") from error
+    labels = dict(zip(found["paths"], found["labels"].tolist()))
     missing = [image for image in paths if image not in labels]
     if missing:
         raise ValueError(
             f"--clusters: {path} has no row for {len(missing)} of {len(paths)} images, such as {missing[0]}. Was it "
             "written by a run on other images?"
         )
-    values, dense = torch.tensor([max(-1, labels[image]) for image in paths]).unique(return_inverse=True)
-    return dense - int(values[0] == -1)
+    return checked_labels(torch.tensor([max(-1, labels[image]) for image in paths]), len(paths), "--clusters")
 
 
 def _check(args: Namespace) -> None:

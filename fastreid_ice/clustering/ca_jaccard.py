@@ -20,8 +20,9 @@ from fastreid_ice.clustering.float64_search import search_in_float64, sort_candi
 from fastreid_ice.clustering.methods import ImageFacts, jaccard_dbscan_advice, register_method
 from fastreid_ice.clustering.stages import dbscan, for_backend, jaccard_distances
 from fastreid_ice.clustering.torch_ops.encoding import averaged, reciprocal, softened
-from fastreid_ice.clustering.torch_ops.search import SPARE, TF32_SPARE, product_error, tf32
+from fastreid_ice.clustering.torch_ops.search import SPARE, TF32_SPARE, product_error
 from fastreid_ice.clustering.torch_ops.sparse_rows import SparseRows, from_keys
+from fastreid_ice.precision import products_in_tf32
 
 if TYPE_CHECKING:
     from fastreid_ice.clustering.config import ClusteringConfig
@@ -72,7 +73,7 @@ def camera_aware_neighbors(
     chunk = max(1, memory_budget_mb * 2**20 // (10 * images + 24 * (max(lengths) + spare) * dimensions))
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
     for part in torch.arange(start, stop, device=features.device).split(chunk):
-        with tf32(allow_tf32):
+        with products_in_tf32(allow_tf32):
             products = features[part] @ features.t()  # (B, N)
         for length, lists, other in zip(lengths, found, (False, True)):
             excluded = _of_cameras(cameras, other)

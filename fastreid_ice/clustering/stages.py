@@ -42,9 +42,16 @@ def for_backend(encoding: SparseRows, backend: str) -> csr_array | SparseRows:
     device = encoding.values.device
     if _backend(backend, device) is _backend("torch", device):
         return encoding
+    return as_csr(encoding)
+
+
+def as_csr(matrix: csr_array | SparseRows) -> csr_array:
+    """A sparse matrix of either backend, of N x N numbers, as scipy's on the CPU."""
+    if not isinstance(matrix, SparseRows):
+        return matrix
     from scipy.sparse import csr_array
 
-    indptr, columns, values = (part.cpu().numpy() for part in encoding)
+    indptr, columns, values = (part.cpu().numpy() for part in matrix)
     images = len(indptr) - 1
     return csr_array((values, columns.astype("int32"), indptr), shape=(images, images))
 

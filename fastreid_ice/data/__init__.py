@@ -1,4 +1,5 @@
 """Images in, labelled batches out: datasets, views, samplers, and the loader that changes with the pseudo labels.
 
-``samplers`` and ``randomness`` need torch only; the other modules plug into fastreid.
+What looks at folders (``folder_scan``, ``folder_table``, ``folder_report``, ``folder_summary``, ``labelled_folder``,
+``numbering``) needs numpy and Pillow only, ``samplers`` and ``randomness`` torch; the other modules plug into fastreid.
 """

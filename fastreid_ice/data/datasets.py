@@ -121,7 +121,7 @@ def load_training_set(cfg: CfgNode, name: str, key: str) -> ImageDataset:
     if cfg.DATASETS.USE_CAMERAS and any(item[2] is None for item in dataset.train):
         raise ValueError(
             f"{name} of {key} has images without camera ids. Train camera-agnostic: DATASETS.USE_CAMERAS "
-            "False, and no CrossCameraLoss in MODEL.LOSSES.NAME (as configs/ICE/own.yml)."
+            "False, and no loss on camera proxies in MODEL.LOSSES.NAME (as configs/ICE/own.yml)."
         )
     if comm.is_main_process():
         dataset.show_train()

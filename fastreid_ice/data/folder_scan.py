@@ -18,9 +18,9 @@ import numpy as np
 from fastreid_ice.data.folder_table import read_table, some
 from fastreid_ice.data.numbering import natural_key, number_names
 from fastreid_ice.files import printable
-from fastreid_ice.image_files import IMAGE_EXTENSIONS, find_duplicates, find_images, find_unreadable
+from fastreid_ice.image_files import IMAGE_EXTENSIONS, find_images, find_unreadable
 
-__all__ = ["IMAGE_EXTENSIONS", "FolderScan", "find_duplicates", "find_unreadable", "number_names", "scan_folder"]
+__all__ = ["IMAGE_EXTENSIONS", "FolderScan", "find_unreadable", "number_names", "scan_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,13 +80,6 @@ class FolderScan:
         if self.camera_names is None:
             return number_names(self.track_names)
         return number_names(list(zip(map(natural_key, self.camera_names), map(natural_key, self.track_names))))
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Number of images and, where they are known, of cameras, identities and tracks; of files left out."""
-        numbers = {"cameras": self.cameras, "identities": self.identities, "tracks": self.tracks}
-        known = {key: int(value.max()) + 1 for key, value in numbers.items() if value is not None}
-        return {"images": len(self), **known, "skipped": len(self.skipped)}
 
 
 def scan_folder(

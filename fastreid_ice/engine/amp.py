@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +33,7 @@ class Precision:
                 f"SOLVER.AMP.DTYPE is float16, which needs CUDA, but MODEL.DEVICE is {device}; choose bfloat16"
             )
         self._device, self._dtype = device, dtype
-        self.scaler = _grad_scaler() if dtype is torch.float16 else None
+        self.scaler = torch.amp.GradScaler("cuda") if dtype is torch.float16 else None
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass."""
@@ -51,12 +50,6 @@ class Precision:
         self.scaler.unscale_(optimizer)  # else a fused optimizer does it itself, behind the clipping of SOLVER
         self.scaler.step(optimizer)
         self.scaler.update()
-
-
-def _grad_scaler() -> Any:
-    if hasattr(torch.amp, "GradScaler"):
-        return torch.amp.GradScaler("cuda")
-    return torch.cuda.amp.GradScaler()  # torch < 2.3
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

@@ -24,10 +24,10 @@ import fastreid_ice.modeling  # noqa: F401  (registers the ICE meta-architecture
 from fastreid_ice.config_files import load_config
 from fastreid_ice.engine.checks import check_model
 from fastreid_ice.errors import UnreadableCheckpointError, one_line
+from fastreid_ice.report.run_files import CONFIG_FILE
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.yaml"
 PREFERRED = ("model_best.pth", "model_final.pth")
 
 # What torch and pickle raise of a file that is cut off, or has other bytes in it.

@@ -28,12 +28,11 @@ from fastreid_ice.errors import look_up, registered_names
 from fastreid_ice.modeling.arithmetic import backbone_dimensions
 from fastreid_ice.modeling.bn_chunks import chunks_per_process
 from fastreid_ice.modeling.heads import MemoryBankHead
-from fastreid_ice.modeling.losses import build_losses
+from fastreid_ice.modeling.losses import LOSS_REGISTRY, build_losses
 from fastreid_ice.modeling.memory_bank import HardMeanMemory, build_memory
 from fastreid_ice.modeling.meta_arch import AMP_DTYPES, ENCODERS, ICE
 
 SAMPLER = "IdentityCameraSampler"
-CAMERA_LOSSES = ("CrossCameraLoss", "IntraCameraLoss", "OnlineAssociationLoss")
 NORMS = ("BN", "syncBN", "GhostBN", "FrozenBN", "GN")
 HEAD_NORMS = tuple(name for name in NORMS if name != "FrozenBN")  # the neck is trained
 METRICS = ("cosine", "euclidean", "jaccard")
@@ -217,10 +216,10 @@ def check_config(cfg: CfgNode) -> None:
             f"{twice[0]} is in DATASETS.SOURCE and in DATASETS.NAMES. The source is trained on with its labels, the "
             "target without: take it out of one of them."
         )
-    camera_losses = [name for name in cfg.MODEL.LOSSES.NAME if name in CAMERA_LOSSES]
-    if camera_losses and not cfg.DATASETS.USE_CAMERAS:
+    needing = [name for name in cfg.MODEL.LOSSES.NAME if getattr(LOSS_REGISTRY.get(name), "needs_cameras", False)]
+    if needing and not cfg.DATASETS.USE_CAMERAS:
         raise ValueError(
-            f"MODEL.LOSSES.NAME has {camera_losses[0]}, which needs camera ids, but DATASETS.USE_CAMERAS is False. "
+            f"MODEL.LOSSES.NAME has {needing[0]}, which needs camera ids, but DATASETS.USE_CAMERAS is False. "
             "Leave the loss out, as configs/ICE/market_agnostic.yml and own.yml do."
         )
     if cfg.CLUSTERING.CAMERA_NORMALIZATION and not cfg.DATASETS.USE_CAMERAS:

@@ -16,9 +16,9 @@ from fastreid.utils.collect_env import collect_env_info
 from fastreid.utils.logger import setup_logger
 
 from fastreid_ice.config_files import load_config, locate
-from fastreid_ice.engine.checkpoints import CONFIG_FILE
 from fastreid_ice.engine.checks import check_config, check_evaluation, check_model
 from fastreid_ice.files import replacing
+from fastreid_ice.report.run_files import CONFIG_FILE
 
 logger = logging.getLogger(__name__)
 

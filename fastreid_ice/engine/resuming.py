@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 from fastreid_ice.config_files import read_settings
 from fastreid_ice.errors import UnreadableCheckpointError, one_line
-from fastreid_ice.report.manifest import SET_ASIDE, flatten
+from fastreid_ice.report.manifest import FILE_NAME, SET_ASIDE, flatten
+from fastreid_ice.report.run_files import CLUSTERS_FILE, CONFIG_FILE, RECORDS_FILE
 
 logger = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = "last_checkpoint"
 
 # What says of a run's checkpoints what they are.
-_DESCRIPTIONS = ("config.yaml", "run.json", "results.json", "clusters.csv", "report.html")
+_DESCRIPTIONS = (CONFIG_FILE, FILE_NAME, RECORDS_FILE, CLUSTERS_FILE, "report.html")
 
 # What a run writes under a temporary name first. Not moved aside: metrics.json, which a logger holds open.
 RUN_FILES = ("model_*.pth", LAST_CHECKPOINT, "metrics.json", *_DESCRIPTIONS)
@@ -128,7 +129,7 @@ def check_same_run(cfg: CfgNode) -> None:
     Raises:
         ValueError: a key without which the checkpoints cannot be loaded has another value.
     """
-    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    path = Path(cfg.OUTPUT_DIR) / CONFIG_FILE
     try:
         before = flatten(read_settings(path))
     except (OSError, ValueError):  # the checkpoints alone say what they are

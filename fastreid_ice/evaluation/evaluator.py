@@ -58,7 +58,6 @@ class ICEReidEvaluator(DatasetEvaluator):
             raise ValueError(f"TEST.METRIC is {cfg.TEST.METRIC!r}; choose one of {', '.join(METRICS)}, jaccard.")
         self.cfg = cfg
         self._num_query = num_query
-        self._output_dir = output_dir
         self.reset()
 
     def reset(self) -> None:

@@ -10,9 +10,10 @@ from scipy import sparse
 from torch import Tensor
 
 from fastreid_ice.clustering import k_reciprocal_encoding, nearest_neighbors
-from fastreid_ice.evaluation.counting import map_rows
+from fastreid_ice.clustering.stages import as_csr
 from fastreid_ice.evaluation.ranking import chunk_size
 from fastreid_ice.evaluation.similarities import Similarities
+from fastreid_ice.parallel import map_rows
 
 
 class RerankedSimilarities:
@@ -75,7 +76,7 @@ class RerankedSimilarities:
 
 def _encode_unit(features: Tensor, k1: int, k2: int) -> sparse.csr_array:
     similarities, ranks = nearest_neighbors(features, k1)
-    return _as_csr(k_reciprocal_encoding(features, ranks, similarities, k1, k2))
+    return as_csr(k_reciprocal_encoding(features, ranks, similarities, k1, k2))
 
 
 def _encode_raw(features: Tensor, k1: int, k2: int) -> sparse.csr_array:
@@ -85,7 +86,7 @@ def _encode_raw(features: Tensor, k1: int, k2: int) -> sparse.csr_array:
     """
     ranks = _nearest_by_distance(features, min(k1, len(features)))  # (N, K)
     unit = F.normalize(features, dim=1)
-    members = _as_csr(k_reciprocal_encoding(unit, ranks, torch.zeros_like(ranks, dtype=torch.float32), k1, 1))
+    members = as_csr(k_reciprocal_encoding(unit, ranks, torch.zeros_like(ranks, dtype=torch.float32), k1, 1))
     sizes = np.diff(members.indptr)
     owner = torch.from_numpy(np.repeat(np.arange(len(features)), sizes)).to(features.device)
     other = torch.from_numpy(members.indices.astype(np.int64)).to(features.device)
@@ -108,15 +109,6 @@ def _nearest_by_distance(features: Tensor, length: int) -> Tensor:
     half_squares = features.square().sum(dim=1) / 2
     rows = chunk_size(len(features), features.device, copies=2)
     return torch.cat([(part @ features.t() - half_squares).topk(length).indices for part in features.split(rows)])
-
-
-def _as_csr(encoding) -> sparse.csr_array:
-    """What k_reciprocal_encoding returns, on whatever device, as a matrix on the CPU."""
-    if isinstance(encoding, sparse.csr_array):
-        return encoding
-    images = len(encoding.indptr) - 1
-    parts = [part.cpu().numpy() for part in (encoding.values, encoding.indices, encoding.indptr)]
-    return sparse.csr_array(tuple(parts), shape=(images, images))
 
 
 @njit(cache=True, nogil=True)

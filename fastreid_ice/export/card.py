@@ -10,7 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from fastreid_ice.report.manifest import SCORES, best_record, flatten, last_record, plain_config, score_key, versions
+from fastreid_ice.report.manifest import (
+    FILE_NAME,
+    SCORES,
+    best_record,
+    flatten,
+    last_record,
+    plain_config,
+    score_key,
+    versions,
+)
+from fastreid_ice.report.run_files import CLUSTERS_FILE, RECORDS_FILE, read_clusters
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +63,8 @@ def model_card(
         more: further entries, such as the files.
     """
     folder = checkpoint.parent
-    manifest = _read_json(folder / "run.json", dict)
-    rows = _read_json(folder / "results.json", list)
+    manifest = _read_json(folder / FILE_NAME, dict)
+    rows = _read_json(folder / RECORDS_FILE, list)
     epoch = extras.get("epoch")
     evaluated = cfg if evaluated is None else evaluated
     scores = metrics(rows, evaluated["DATASETS"]["TESTS"], epoch, manifest)
@@ -70,7 +80,7 @@ def model_card(
         "start_weights": start_weights(cfg),
         "labels": labels_used(cfg),
         "seed": manifest.get("seed", cfg.get("SEED")),
-        "images": manifest.get("images", _count_images(folder / "clusters.csv")),
+        "images": manifest.get("images", _count_images(folder / CLUSTERS_FILE)),
         "clusters": _last_clusters(manifest, rows),
         "metrics": scores,
         "versions": {"training": manifest.get("versions"), "export": versions()},
@@ -193,9 +203,8 @@ def _last_clusters(manifest: Mapping[str, Any], rows: Sequence[Any]) -> int | No
 def _count_images(path: Path) -> int | None:
     """Number of training images by the run's clusters.csv."""
     try:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return sum(1 for _ in csv.reader(file)) - 1
-    except (OSError, UnicodeDecodeError, csv.Error):
+        return len(read_clusters(path)["labels"])
+    except (OSError, ValueError, csv.Error):
         return None
 
 

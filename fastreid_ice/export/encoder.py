@@ -28,9 +28,7 @@ def stock_encoder(model: nn.Module) -> Encoder:
     ``heads.*``.
     """
     assert isinstance(model, ICE)  # load_trained_model builds nothing else
-    momentum = model.eval_encoder == "momentum"
-    source = model.momentum_encoder if momentum else Encoder(model.backbone, model.heads)
-    encoder = copy.deepcopy(source).cpu().eval().requires_grad_(False)
+    encoder = copy.deepcopy(model.evaluated_encoder()).cpu().eval().requires_grad_(False)
     encoder.heads.memory = None  # type: ignore[assignment]
     for layer in encoder.modules():
         if isinstance(layer, ChunkedBatchNorm):

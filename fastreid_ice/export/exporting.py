@@ -18,7 +18,7 @@ from fastreid.config import CfgNode
 from torch import Tensor
 
 from fastreid_ice.config_files import load_config
-from fastreid_ice.engine.checkpoints import CONFIG_FILE, TrainedModel, load_trained_model
+from fastreid_ice.engine.checkpoints import TrainedModel, load_trained_model
 from fastreid_ice.errors import closest
 from fastreid_ice.export import onnx_format, safetensors_format, torchscript_format
 from fastreid_ice.export.comparison import expected_embeddings, max_difference, require_equal
@@ -31,6 +31,7 @@ from fastreid_ice.export.staging import staged
 from fastreid_ice.export.zoo import write_zoo
 from fastreid_ice.modeling import onnx_graph
 from fastreid_ice.modeling.meta_arch import Encoder
+from fastreid_ice.report.run_files import CONFIG_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from fastreid.data.transforms import build_transforms
 from torch import Tensor
 
 from fastreid_ice.data.datasets import load_test_images, load_training_images
+from fastreid_ice.image_files import find_images
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 COUNT = 8
 
 
@@ -67,10 +67,10 @@ def _given_paths(given: Sequence[str | Path]) -> list[str]:
         if not path.exists():
             raise FileNotFoundError(f"--images: there is no {path}")
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-            if not found:
-                raise FileNotFoundError(f"--images: there is no image ({', '.join(SUFFIXES)}) under {path}")
-            paths += found
+            try:
+                paths += [path / name for name in find_images(path)]
+            except OSError as error:
+                raise type(error)(f"--images: {error}") from error
         else:
             paths.append(path)
     return [str(path) for path in paths]

@@ -10,6 +10,7 @@ from fastreid.modeling import build_backbone
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastreid_ice.config import source_ims_per_batch
+from fastreid_ice.modeling.pretrained import untrained
 
 
 def image_flops(cfg: CfgNode) -> int:
@@ -18,10 +19,7 @@ def image_flops(cfg: CfgNode) -> int:
     Convolutions and matrix products, as ``torch.utils.flop_counter`` counts them; no weights are loaded, nothing is
     computed.
     """
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.BACKBONE.PRETRAIN = False
-    backbone = build_backbone(cfg).to("meta").eval()
+    backbone = build_backbone(untrained(cfg)).to("meta").eval()
     height, width = cfg.INPUT.SIZE_TEST
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
@@ -31,13 +29,10 @@ def image_flops(cfg: CfgNode) -> int:
 
 def backbone_dimensions(cfg: CfgNode) -> int | None:
     """Channels of the backbone's output, on shapes alone; None where a backbone cannot be built or run so."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.BACKBONE.PRETRAIN = False
     height, width = cfg.INPUT.SIZE_TEST
     try:
         with torch.device("meta"), torch.no_grad():
-            return int(build_backbone(cfg).eval()(torch.empty(1, 3, height, width)).shape[1])
+            return int(build_backbone(untrained(cfg)).eval()(torch.empty(1, 3, height, width)).shape[1])
     except Exception:  # a backbone of the user's may do anything
         return None
 
@@ -46,7 +41,8 @@ def training_flops(cfg: CfgNode, train_images: int, test_images: int) -> dict[st
     """Floating-point operations of a whole training, by stage.
 
     A step passes its images through the online encoder and back (a backward pass counts as two forward ones) and two
-    views of them through the momentum encoder: five passes, and two more with ``MODEL.ICE.UNUSED_PASSES``. A clustering
+    views of them through the momentum encoder: five passes, and two more with ``MODEL.ICE.UNUSED_PASSES`` (three where
+    nothing looks at the momentum encoder's, as in the recipes; they are counted all the same). A clustering
     extracts all training images, an evaluation all test images. What is not a pass is left out, and so is the
     extraction of a source (``DATASETS.SOURCE``).
 

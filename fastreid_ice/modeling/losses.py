@@ -42,7 +42,8 @@ LOSS_REGISTRY.__doc__ = """
 Losses by name. What is registered (a class, or a function that returns a function) is called once with the node
 ``cfg.MODEL.LOSSES``; its result is called in every step as ``loss(step, memory)`` with a :class:`StepFeatures` and the
 :class:`MemoryBank`, and returns a scalar, weight included. One that says ``uses_keys = False`` looks at no embedding of
-the momentum encoder: where nothing does, its passes are left out, and these tensors of the step are empty.
+the momentum encoder: where nothing does, its passes are left out, and these tensors of the step are empty. One that
+says ``needs_cameras = True`` is refused where ``DATASETS.USE_CAMERAS`` is False.
 """
 
 
@@ -108,6 +109,7 @@ class _ProxyLoss:
     """A loss on camera proxies whose parameters are the keys of ``MODEL.LOSSES.<group>``."""
 
     uses_keys = False
+    needs_cameras = True
     group: str
     function: Callable[..., Tensor]
 

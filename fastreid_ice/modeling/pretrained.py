@@ -9,6 +9,7 @@ from pathlib import Path
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 import torch
+from fastreid.config import CfgNode
 from fastreid.modeling.backbones import build_backbone
 from torch import nn
 from torchvision.models import MobileNet_V2_Weights
@@ -71,7 +72,7 @@ def names_of_mobilenetv2(stored: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 def _mobilenetv2(cfg, stored: dict[str, torch.Tensor], path: Path | str) -> nn.Module:
-    backbone, renamed = build_backbone(_untrained(cfg)), names_of_mobilenetv2(stored)
+    backbone, renamed = build_backbone(untrained(cfg)), names_of_mobilenetv2(stored)
     for name, value in backbone.state_dict().items():
         if name in renamed and renamed[name].shape != value.shape:
             raise ValueError(
@@ -83,15 +84,16 @@ def _mobilenetv2(cfg, stored: dict[str, torch.Tensor], path: Path | str) -> nn.M
     return backbone
 
 
-def _untrained(cfg):
-    untrained = cfg.clone()
-    untrained.defrost()
-    untrained.MODEL.BACKBONE.PRETRAIN = False
-    return untrained
+def untrained(cfg: CfgNode) -> CfgNode:
+    """A copy of a config whose backbone begins with random weights."""
+    changed = cfg.clone()
+    changed.defrost()
+    changed.MODEL.BACKBONE.PRETRAIN = False
+    return changed
 
 
 def _build_and_download(cfg) -> nn.Module:
-    build_backbone(_untrained(cfg))  # so that a mistake in another key is not taken for a failed download
+    build_backbone(untrained(cfg))  # so that a mistake in another key is not taken for a failed download
     node = cfg.MODEL.BACKBONE
     if node.NAME == _MOBILENETV2 and node.DEPTH != "1.0x":
         raise ValueError(

@@ -6,6 +6,9 @@ from typing import Literal
 
 from matplotlib.axes import Axes
 
+# Told apart by the colour-blind, and in print.
+COLOURS = ("#2563a8", "#d9772b", "#3a8f5c", "#8a4f9e", "#b03a48", "#3fa7b5", "#8c6d1f", "#555555")
+
 
 def style_axes(axes: Axes, title: str, x: str, y: str, grid: Literal["both", "x", "y"] = "both") -> None:
     """Title at the left, small labels, a faint grid behind the data, no frame at the top and the right.

@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fastreid_ice.files import replacing
-from fastreid_ice.report.axes import style_axes
-from fastreid_ice.report.curves import COLOURS
+from fastreid_ice.report.axes import COLOURS, style_axes
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fastreid_ice.files import replacing
 from fastreid_ice.image_files import as_rgb
+from fastreid_ice.report.marks import draw_cross
+from fastreid_ice.report.wording import count
 
 logger = logging.getLogger(__name__)
 
@@ -212,25 +214,21 @@ def _draw_header(
 ) -> None:
     shown, clusters = _shown(rows, labels)
     outliers = int((labels == OUTLIER).sum())
-    first = ", ".join((_count(clusters, "cluster"), _count(outliers, "outlier"), _count(len(labels), "image")))
+    first = ", ".join((count(clusters, "cluster"), count(outliers, "outlier"), count(len(labels), "image")))
     which = "largest" if order == "largest" else "most mixed"
     second = f"{shown} {which} clusters" if shown < clusters else f"all clusters, {which} first"
     if identities is not None:
-        first += f"; {_count(len(set(identities.tolist())), 'true identity', 'true identities')}"
+        first += f"; {count(len(set(identities.tolist())), 'true identity', 'true identities')}"
         second += "; frame colour = true identity; red cross = not the cluster's majority"
     draw.text((GAP, 8), first, fill=INK, font=ImageFont.load_default(19))
     draw.text((GAP, 36), second, fill=FAINT, font=ImageFont.load_default(13))
 
 
-def _count(number: int, one: str, more: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else more or one + 's'}"
-
-
 def _draw_caption(draw: ImageDraw.ImageDraw, top: int, row: Row, identities: np.ndarray | None) -> None:
     title = "outliers" if row.label == OUTLIER else f"cluster {row.label}"
-    lines = [_count(len(row.members), "image")]
+    lines = [count(len(row.members), "image")]
     if row.wrong is not None and identities is not None:
-        lines.append(_count(len(set(identities[row.members].tolist())), "identity", "identities"))
+        lines.append(count(len(set(identities[row.members].tolist())), "identity", "identities"))
         lines.append(f"{1 - row.wrong / len(row.members):.0%} pure")
     draw.text((GAP, top + 8), title, fill=INK, font=ImageFont.load_default(17))
     for number, line in enumerate(lines):
@@ -255,11 +253,7 @@ def _draw_thumbnail(
     if camera is not None:
         _draw_tag(draw, left + FRAME, bottom - FRAME, f"c{camera}")
     if majority is not None and identity != majority:
-        box = [right - FRAME - 17, top + FRAME, right - FRAME, top + FRAME + 17]
-        draw.rectangle(box, fill=PAPER)
-        for start, end in (((4, 4), (14, 14)), ((14, 4), (4, 14))):
-            line = [(box[0] + start[0], box[1] + start[1]), (box[0] + end[0], box[1] + end[1])]
-            draw.line(line, fill=WRONG, width=4)
+        draw_cross(draw, right - FRAME, top + FRAME, WRONG, PAPER)
 
 
 def _draw_tag(draw: ImageDraw.ImageDraw, left: int, bottom: int, text: str) -> None:

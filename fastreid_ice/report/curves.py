@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fastreid_ice.files import replacing
-from fastreid_ice.report.axes import style_axes
+from fastreid_ice.report.axes import COLOURS, style_axes
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,7 @@ PANELS: tuple[tuple[str, str, Lines], ...] = (
         ),
     ),
 )
-# Told apart by the colour-blind, and in print; the second round is dashed, and so on.
-COLOURS = ("#2563a8", "#d9772b", "#3a8f5c", "#8a4f9e", "#b03a48", "#3fa7b5", "#8c6d1f", "#555555")
+# With the second round of COLOURS the lines are dashed, and so on.
 DASHES = ("-", "--", ":", "-.")
 
 

@@ -18,7 +18,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from fastreid_ice.files import replacing
-from fastreid_ice.report.curves import COLOURS
+from fastreid_ice.report.axes import COLOURS
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def map_figure(points: np.ndarray, groups: np.ndarray, name: str) -> Figure:
 def draw_map(axes: Axes, points: np.ndarray, groups: np.ndarray, name: str) -> None:
     """Draw points (M, 2), each group (M,) with its colour and marker; group -1 as small grey crosses below the others.
 
-    The most frequent groups are named in a legend where there are at most 8.
+    The groups are named in a legend where there are at most 8.
     """
     values = np.unique(groups)
     for group in values:

@@ -11,9 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fastreid_ice.files import replacing, write_csv
-from fastreid_ice.report.axes import style_axes
+from fastreid_ice.report.axes import COLOURS, style_axes
 
-COLOURS = ("#2563a8", "#d9772b", "#3a8f5c", "#8a4f9e", "#b3404a", "#5f6b7a")
 # Title, unit, key of a row.
 PANELS = (
     ("Clusters", "count", "clusters"),

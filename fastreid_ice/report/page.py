@@ -11,7 +11,8 @@ from typing import Any
 from fastreid_ice.files import replacing
 from fastreid_ice.report import page_images, page_run
 from fastreid_ice.report.page_data import RankingExample, ReportData
-from fastreid_ice.report.page_html import SHOT, Pictures, count, safe
+from fastreid_ice.report.page_html import SHOT, Pictures, safe
+from fastreid_ice.report.wording import count
 
 __all__ = ["RankingExample", "ReportData", "build_page", "write_page"]
 

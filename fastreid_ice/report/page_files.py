@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
-
-from fastreid_ice.report.manifest import FILE_NAME, method_name, plain_config, read_manifest
+from fastreid_ice.report.manifest import FILE_NAME, method_name, read_manifest
 from fastreid_ice.report.page_data import ReportData
-from fastreid_ice.report.reading import read_json
-
-RECORDS_FILE = "results.json"
-CLUSTERS_FILE = "clusters.csv"
-CONFIG_FILE = "config.yaml"
+from fastreid_ice.report.run_files import (
+    CLUSTERS_FILE,
+    CONFIG_FILE,
+    RECORDS_FILE,
+    read_clusters,
+    read_config,
+    read_records,
+)
 
 
 def read_run(folder: str | Path) -> ReportData:
@@ -47,71 +45,3 @@ def read_run(folder: str | Path) -> ReportData:
         manifest=manifest,
         **clusters,
     )
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The rows of ``results.json``.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    records = read_json(path)
-    if not isinstance(records, list) or not all(isinstance(row, dict) and "epoch" in row for row in records):
-        raise ValueError(f"{path}: must hold a list of objects, one per epoch, each with 'epoch'")
-    return records
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A run's ``config.yaml`` as nested plain values, without the paths in it; empty where there is none.
-
-    Raises:
-        ValueError: it is no mapping of keys to values.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML ({error})") from None
-    if not isinstance(config, Mapping):
-        raise ValueError(f"{path}: holds a {type(config).__name__}, but a config is a mapping of keys to values")
-    return plain_config(config)
-
-
-def read_clusters(path: Path) -> dict[str, Any]:
-    """A run's ``clusters.csv``.
-
-    Returns:
-        ``paths`` (a tuple of N), ``labels`` (N,) int64, ``cameras`` (N,) int64 or None where all images have the same,
-        ``identities`` (N,) int64 or None where the column is missing.
-
-    Raises:
-        ValueError: a column or a value is missing, or is no number; names the line.
-    """
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        reader = csv.DictReader(file)
-        names = reader.fieldnames or ()
-        rows = list(reader)
-    missing = [name for name in ("path", "label", "camera") if name not in names]
-    if missing:
-        raise ValueError(f"{path}: has no column {missing[0]!r}; it has {', '.join(map(str, names)) or 'none'}")
-    columns: dict[str, np.ndarray] = {}
-    for name in ("label", "camera", "identity"):
-        if name in names:
-            columns[name] = np.array(
-                [_whole(row[name], path, line, name) for line, row in enumerate(rows, 2)], np.int64
-            )
-    cameras = columns["camera"]
-    return {
-        "paths": tuple(row["path"] for row in rows),
-        "labels": columns["label"],
-        "cameras": cameras if len(np.unique(cameras)) > 1 else None,
-        "identities": columns.get("identity"),
-    }
-
-
-def _whole(text: str | None, path: Path, line: int, name: str) -> int:
-    try:
-        return int(text or "")
-    except ValueError:
-        raise ValueError(f"{path}, line {line}: {name} is {text!r}, but must be a whole number") from None

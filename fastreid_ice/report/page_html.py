@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from fastreid_ice.image_files import as_rgb
-from fastreid_ice.report.curves import COLOURS
+from fastreid_ice.report.axes import COLOURS
 
 BOX = (80, 128)  # pixels into which a thumbnail fits
 JPEG_QUALITY = 72
@@ -48,16 +48,6 @@ def number(value: Any, digits: int = 1) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
-
-
-def count(amount: int, one: str, more: str | None = None) -> str:
-    """An amount with its noun.
-
-    Example:
-        >>> count(1, "query", "queries"), count(1200, "image")
-        ('1 query', '1,200 images')
-    """
-    return f"{amount:,} {one if amount == 1 else more or one + 's'}"
 
 
 def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -12,7 +12,8 @@ from fastreid_ice.report.cluster_charts import cluster_panels
 from fastreid_ice.report.contact_sheet import OUTLIER, Row, choose_rows
 from fastreid_ice.report.page_charts import single
 from fastreid_ice.report.page_data import RankingExample, ReportData
-from fastreid_ice.report.page_html import Pictures, chart, count, number, paragraph, safe, table
+from fastreid_ice.report.page_html import Pictures, chart, number, paragraph, safe, table
+from fastreid_ice.report.wording import count
 
 MOST_MIXED = 8  # clusters, and identities, shown in the sections of mistakes
 MOST_OUTLIERS = 24

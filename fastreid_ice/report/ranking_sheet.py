@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from fastreid_ice.files import replacing
 from fastreid_ice.image_files import as_rgb
 from fastreid_ice.report.contact_sheet import FAINT, FRAME, GAP, HEADER, INK, PAPER, UNKNOWN_FRAME, WRONG
+from fastreid_ice.report.marks import draw_cross
 
 logger = logging.getLogger(__name__)
 
@@ -207,18 +208,11 @@ def _draw_image(
         picture = Image.blend(picture, Image.new("RGB", picture.size, PAPER), 0.6)
     sheet.paste(picture, (left + FRAME, top + FRAME))
     if mark == "wrong":
-        _draw_cross(draw, right - FRAME, top + FRAME)
+        draw_cross(draw, right - FRAME, top + FRAME, WRONG, PAPER)
     draw.text((left, bottom + 3), caption, fill=INK, font=ImageFont.load_default(13))
     font = ImageFont.load_default(SMALL)
     for number, line in enumerate(name_lines(path.name, max(width + 2 * FRAME, LEAST_COLUMN), font)):
         draw.text((left, bottom + 19 + 13 * number), line, fill=FAINT, font=font)
-
-
-def _draw_cross(draw: ImageDraw.ImageDraw, right: int, top: int) -> None:
-    box = [right - 17, top, right, top + 17]
-    draw.rectangle(box, fill=PAPER)
-    for start, end in (((4, 4), (14, 14)), ((14, 4), (4, 14))):
-        draw.line([(box[0] + start[0], top + start[1]), (box[0] + end[0], top + end[1])], fill=WRONG, width=4)
 
 
 def name_lines(name: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:

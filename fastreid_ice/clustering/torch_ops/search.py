@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from fastreid_ice.clustering.float64_search import COLUMNS, search_in_float64, sort_candidates
 from fastreid_ice.clustering.torch_ops import faiss_gpu
+from fastreid_ice.precision import products_in_tf32
 
 # Candidates kept beyond k, so that rounding in the matrix product rarely leaves a row unclear.
 SPARE = 8
@@ -27,7 +25,7 @@ def nearest_neighbors(
     similarities = features.new_empty(stop - start, length)
     ranks = torch.empty(stop - start, length, dtype=torch.int64, device=features.device)
     unclear = [ranks.new_empty(0)]
-    with tf32(allow_tf32):
+    with products_in_tf32(allow_tf32):
         for first in range(start, stop, chunk):
             last = min(first + chunk, stop)
             part = slice(first - start, last - start)
@@ -47,24 +45,6 @@ def rows_at_once(images: int, kept: int, memory_budget_mb: int) -> int:
         (509, 1017)
     """
     return max(1, memory_budget_mb * 2**20 // (8 * min(COLUMNS, images) + 72 * kept))
-
-
-@contextlib.contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Set whether CUDA matrix products may use TF32, and put the user's setting back afterwards.
-
-    Where torch has the newer ``fp32_precision`` it is used: reading the older setting raises when a user has set the
-    newer one, while the newer one follows the older.
-    """
-    settings = torch.backends.cuda.matmul
-    newer = hasattr(settings, "fp32_precision")
-    name = "fp32_precision" if newer else "allow_tf32"
-    before = getattr(settings, name)
-    setattr(settings, name, ("tf32" if allowed else "ieee") if newer else allowed)
-    try:
-        yield
-    finally:
-        setattr(settings, name, before)
 
 
 def _search_chunk(

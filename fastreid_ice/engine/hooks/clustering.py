@@ -37,10 +37,10 @@ from fastreid_ice.engine.hooks.checkpointing import RunState
 from fastreid_ice.engine.hooks.training import unwrap
 from fastreid_ice.engine.source import SourceClasses
 from fastreid_ice.files import write_csv
+from fastreid_ice.report.run_files import CLUSTERS_FILE
 
 logger = logging.getLogger(__name__)
 
-CLUSTERS_FILE = "clusters.csv"
 
 # What the seeds of an epoch are for: the third part of derive_seed(seed, epoch, purpose).
 SHUFFLE, LOADER, GLOBAL, SOURCE = 0, 1, 2, 3
@@ -74,9 +74,6 @@ class ClusteringHook(HookBase):
             state: of the run: its seed, the same on every process, and the clustering before, to compare with.
             cache: of the training images.
             source: the classes of DATASETS.SOURCE, which are not clustered: they only follow the clusters.
-
-        Raises:
-            ValueError: a key of CLUSTERING is out of range.
         """
         self.cfg = cfg
         self.images = images

@@ -27,7 +27,7 @@ class ManifestHook(HookBase):
 
     Its status is "running", "finished" or "interrupted"; a killed run stays "running" in its file. A resumed run goes
     on with the hours of the one before. Runs in the main process only, behind the recorder, whose rows it reads, and
-    behind the checkpoint, so that it never claims an epoch that a resume would train again.
+    before the checkpoint; a resume takes back what it claims beyond that.
     """
 
     def __init__(self, cfg: CfgNode, images: TrainingImages, state: RunState, recorder: EpochRecorder):

@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from fastreid_ice.engine.hooks.checkpointing import RunState
 from fastreid_ice.files import replacing
-from fastreid_ice.report.page_files import RECORDS_FILE, read_records
+from fastreid_ice.report.run_files import RECORDS_FILE, read_records
 
 logger = logging.getLogger(__name__)
 

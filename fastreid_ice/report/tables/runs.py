@@ -12,6 +12,7 @@ from typing import Any
 
 from fastreid_ice.report.manifest import FILE_NAME, SET_ASIDE, is_evaluated, last_record, read_manifest
 from fastreid_ice.report.reading import read_json
+from fastreid_ice.report.run_files import RECORDS_FILE
 from fastreid_ice.report.tables.model import METRICS, Run, dataset_name
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ def read_run(folder: str | os.PathLike, *, name: str | None = None) -> Run:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    path = folder / "results.json"
+    path = folder / RECORDS_FILE
     unstarted = manifest["status"] != "finished" and not path.is_file()
     run = Run(folder, manifest, [] if unstarted else _read_records(path), name or manifest["name"])
     if run.finished and run.tests:
