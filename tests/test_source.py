@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 from pathlib import Path
 
@@ -583,7 +584,10 @@ def test_rows_are_means_by_the_source_s_own_statistics(engine, tmp_path, monkeyp
 )
 def test_beside_other_keys(keys, tmp_path):
     train(tmp_path, **{"TEST__EVAL_PERIOD": 0, "TEST__EVAL_START": False, **keys})
-    assert all(row["loss_agnostic_source"] > 0 for row in results(tmp_path))
+    losses = {name for name in results(tmp_path)[-1] if name.startswith("loss_") and not name.endswith("_source")}
+    for row in results(tmp_path):
+        assert {f"{name}_source" for name in losses} == {name for name in row if name.endswith("_source")}
+        assert len(losses) >= 2 and all(math.isfinite(row[f"{name}_source"]) for name in losses)
 
 
 def test_the_labels_are_learnt(tmp_path, registered):

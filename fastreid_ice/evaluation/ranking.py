@@ -152,6 +152,11 @@ def evaluate_rank(
 
     Args:
         distmat: (Q, G) distances; float64 is ranked as float64, other types as float32.
+        q_pids: (Q,) int, identities of the queries.
+        g_pids: (G,) int, identities of the gallery.
+        q_camids: (Q,) int, their cameras.
+        g_camids: (G,) int, likewise.
+        max_rank: entries of the curve, at least 1.
         use_cython: for upstream's callers; there is one implementation here.
 
     Returns:
