@@ -18,7 +18,8 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (slow to import
 from fastreid_ice.clustering import METHODS, Clusterer, agreement, check_clusters
 from fastreid_ice.clustering.methods import Method
 from fastreid_ice.engine import EpochRecorder, ICETrainer, setup
-from fastreid_ice.engine.checks import check_config, clustering_config
+from fastreid_ice.engine.checks import check_config
+from fastreid_ice.engine.clustering_config import clustering_config
 from fastreid_ice.modeling import ICE
 from fastreid_ice.report.manifest import read_manifest
 from tests.conftest import ROOT, ice_config

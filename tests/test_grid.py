@@ -11,18 +11,8 @@ import pytest
 from fastreid_ice.cli.grid import main as program
 from fastreid_ice.config_files import load_config
 from fastreid_ice.model_zoo import config_files, grid_files
-from fastreid_ice.report.grid import (
-    GridRun,
-    claim,
-    expand,
-    expand_rows,
-    parse_axes,
-    read_grid,
-    run_grid,
-    split_values,
-    state_of,
-    subprocess_runner,
-)
+from fastreid_ice.report.grid import GridRun, claim, expand, expand_rows, run_grid, state_of, subprocess_runner
+from fastreid_ice.report.grid_file import parse_axes, read_grid, split_values
 from tests.conftest import ROOT
 from tests.test_manifest import row, write_run
 

@@ -16,15 +16,14 @@ import pytest
 from fastreid_ice.report.environment import commit, machine, versions
 from fastreid_ice.report.manifest import (
     backbone_name,
-    best_record,
     build_manifest,
-    last_record,
     method_name,
     plain_config,
     read_manifest,
     update_manifest,
     write_manifest,
 )
+from fastreid_ice.report.records import best_record, last_record
 
 BASE: dict[str, Any] = {
     "SEED": 1,

@@ -31,7 +31,7 @@ from fastreid_ice.data.folder_report import check_folder
 from fastreid_ice.data.folder_scan import scan_folder
 from fastreid_ice.data.folder_summary import for_a_cpu
 from fastreid_ice.data.labelled_folder import write_identity_folders, write_market_folder
-from fastreid_ice.engine.checks import clustering_config
+from fastreid_ice.engine.clustering_config import clustering_config
 from fastreid_ice.engine.run_features import extract_run, read_features
 from tests import own_images, tiny  # noqa: F401  (registers the dataset and the backbone)
 from tests.clustering_features import blobs

@@ -9,7 +9,8 @@ import pytest
 
 from fastreid_ice.cli.train import run
 from fastreid_ice.config_files import load_config
-from fastreid_ice.engine.checks import check_config, clustering_config
+from fastreid_ice.engine.checks import check_config
+from fastreid_ice.engine.clustering_config import clustering_config
 from fastreid_ice.modeling import HardMeanMemory, build_losses
 from fastreid_ice.modeling.memory_bank import build_memory
 from tests.conftest import ROOT, SMALL, small_options

@@ -19,7 +19,6 @@ from pathlib import Path
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.model_zoo import config_files, get_grid_file, grid_files
 from fastreid_ice.report.grid import (
-    GridFile,
     Runner,
     State,
     check_claim,
@@ -27,12 +26,11 @@ from fastreid_ice.report.grid import (
     claim,
     expand,
     expand_rows,
-    parse_axes,
-    read_grid,
     run_grid,
     state_of,
     subprocess_runner,
 )
+from fastreid_ice.report.grid_file import GridFile, parse_axes, read_grid
 from fastreid_ice.report.tables import benchmark_table
 
 

@@ -27,7 +27,7 @@ from fastreid_ice.data.labelled_folder import (
     write_identity_folders,
     write_market_folder,
 )
-from fastreid_ice.engine.checks import clustering_config
+from fastreid_ice.engine.clustering_config import clustering_config
 from fastreid_ice.engine.run_features import FEATURES_FILE, RunFeatures, extract_run, save_features
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.files import check_folder_for_output, write_csv

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastreid_ice.clustering import ClusteringConfig, Tracks
 from fastreid_ice.clustering.clusterer import without_cameras
 from fastreid_ice.clustering.eps_sweep import SweepRow, check_values, suggest, sweep
-from fastreid_ice.engine.checks import clustering_config
+from fastreid_ice.engine.clustering_config import clustering_config
 from fastreid_ice.engine.run_features import FEATURES_FILE, extract_run, read_features, save_features
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.files import check_folder_for_output, replacing

@@ -17,11 +17,12 @@ from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.utils import comm
 
-from fastreid_ice.clustering import OUTLIERS, ClusteringConfig, check_cameras, config_defaults
+from fastreid_ice.clustering import OUTLIERS, check_cameras
 from fastreid_ice.config import source_ims_per_batch
 from fastreid_ice.data.image_cache import KINDS
 from fastreid_ice.data.samplers import check_batch
 from fastreid_ice.engine.amp import Precision
+from fastreid_ice.engine.clustering_config import clustering_config
 from fastreid_ice.engine.inference import ENGINES, check_engine
 from fastreid_ice.engine.resuming import resumable_checkpoints
 from fastreid_ice.errors import look_up, registered_names
@@ -240,41 +241,6 @@ def check_config(cfg: CfgNode) -> None:
     _check_solver(cfg)
     _check_graphs(cfg)
     _check_cache(cfg)
-
-
-# Keys of CLUSTERING that are for the training, not for one clustering: when, with what eps then, and what it is for.
-TRAINING_KEYS = ("PERIOD", "EPS_END", "OUTLIERS")
-
-
-def clustering_config(cfg: CfgNode, seed: int, epoch: int | None = None) -> ClusteringConfig:
-    """The config's CLUSTERING node as the clustering package wants it.
-
-    Args:
-        cfg: the whole config. Keys of CLUSTERING that a user's module has added go into ``extra``.
-        seed: that of the run.
-        epoch: the epoch, from 0, that CLUSTERING.EPS_END gives an eps of its own; default the last one.
-
-    Raises:
-        ValueError: a key of CLUSTERING is out of range.
-    """
-    known = {key.lower(): cfg.CLUSTERING[key] for key in config_defaults()}
-    known["eps"] = _eps(cfg, epoch)
-    extra = {
-        key.lower(): value
-        for key, value in cfg.CLUSTERING.items()
-        if key.lower() not in known and key not in TRAINING_KEYS
-    }
-    return ClusteringConfig(**known, seed=seed, extra=extra)
-
-
-def _eps(cfg: CfgNode, epoch: int | None) -> float:
-    """CLUSTERING.EPS in the first epoch, CLUSTERING.EPS_END in the last, linear in between."""
-    first, last = cfg.CLUSTERING.EPS, cfg.CLUSTERING.EPS_END
-    if not last:
-        return first
-    steps = cfg.SOLVER.MAX_EPOCH - 1
-    share = 1.0 if epoch is None or epoch >= steps else epoch / steps
-    return first + (last - first) * share
 
 
 def _check_memory(cfg: CfgNode) -> None:

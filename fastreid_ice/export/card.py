@@ -10,16 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from fastreid_ice.report.manifest import (
-    FILE_NAME,
-    SCORES,
-    best_record,
-    flatten,
-    last_record,
-    plain_config,
-    score_key,
-    versions,
-)
+from fastreid_ice.report.manifest import FILE_NAME, flatten, plain_config, versions
+from fastreid_ice.report.records import SCORES, best_record, last_record, score_key
 from fastreid_ice.report.run_files import CLUSTERS_FILE, RECORDS_FILE, read_clusters
 
 logger = logging.getLogger(__name__)

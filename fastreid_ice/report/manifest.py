@@ -18,11 +18,11 @@ from typing import Any
 from fastreid_ice.files import replacing, sha256
 from fastreid_ice.report.environment import commit, machine, versions
 from fastreid_ice.report.reading import read_json
+from fastreid_ice.report.records import SCORES, best_record, last_record, score_key
 
 FORMAT = 1
 FILE_NAME = "run.json"
 STATUSES = ("running", "finished", "interrupted")
-SCORES = ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP")
 
 _BACKBONES = {
     "resnet": "ResNet",
@@ -201,44 +201,6 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{path}: 'datasets' has no list of names {key!r}")
     return manifest
-
-
-def best_record(records: Sequence[Mapping[str, Any]], tests: Sequence[str]) -> Mapping[str, Any] | None:
-    """The evaluated row that is marked ``best``, else the one whose mean of mAP and Rank-1 over the tests is highest.
-
-    Weights before the training (epoch 0) are best only where nothing else was evaluated. None without any score.
-    """
-    evaluated = [record for record in records if is_evaluated(record, tests)]
-    trained = [record for record in evaluated if record["epoch"] > 0] or evaluated
-    marked = [record for record in trained if record.get("best")]
-    if marked:
-        return marked[-1]
-
-    def metric(record: Mapping[str, Any]) -> float:
-        names = [score_key(tests, test, score) for test in tests for score in ("mAP", "Rank-1")]
-        return sum(record[name] for name in names if record.get(name) is not None)
-
-    return max(trained, key=metric, default=None)
-
-
-def last_record(records: Sequence[Mapping[str, Any]], tests: Sequence[str]) -> Mapping[str, Any] | None:
-    """The evaluated row of the highest epoch; None without any."""
-    evaluated = [record for record in records if is_evaluated(record, tests)]
-    return max(evaluated, key=lambda record: record["epoch"], default=None)
-
-
-def start_record(records: Sequence[Mapping[str, Any]], tests: Sequence[str]) -> Mapping[str, Any] | None:
-    """The row of the initial weights (epoch 0); None where they were not evaluated."""
-    return next((record for record in records if record["epoch"] == 0 and is_evaluated(record, tests)), None)
-
-
-def is_evaluated(record: Mapping[str, Any], tests: Sequence[str]) -> bool:
-    return bool(tests) and all(record.get(score_key(tests, test, "mAP")) is not None for test in tests)
-
-
-def score_key(tests: Sequence[str], test: str, score: str) -> str:
-    """Name of a score in a row of results.json: fastreid puts the dataset before it where there are several."""
-    return score if len(tests) == 1 else f"{test}/{score}"
 
 
 def _scores(record: Mapping[str, Any] | None, tests: Sequence[str]) -> dict[str, Any] | None:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from fastreid_ice.report import embedding_map
-from fastreid_ice.report.manifest import SCORES, best_record, flatten, last_record, score_key
+from fastreid_ice.report.manifest import flatten
 from fastreid_ice.report.page_charts import curve_figures
 from fastreid_ice.report.page_data import ReportData
 from fastreid_ice.report.page_html import chart, details, number, paragraph, safe, table
+from fastreid_ice.report.records import SCORES, best_record, last_record, score_key
 from fastreid_ice.report.wording import count
 
 NO_MANIFEST = "There is no run.json of this run."

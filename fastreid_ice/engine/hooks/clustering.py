@@ -31,7 +31,7 @@ from fastreid_ice.data.image_cache import ImageCache
 from fastreid_ice.data.loaders import build_feature_loader
 from fastreid_ice.data.randomness import derive_seed
 from fastreid_ice.data.samplers import outlier_slots
-from fastreid_ice.engine.checks import clustering_config
+from fastreid_ice.engine.clustering_config import clustering_config
 from fastreid_ice.engine.extraction import FeatureExtractor
 from fastreid_ice.engine.hooks.checkpointing import RunState
 from fastreid_ice.engine.hooks.training import unwrap

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Union
 
-from fastreid_ice.report.manifest import best_record, flatten, last_record, score_key, start_record
+from fastreid_ice.report.manifest import flatten
+from fastreid_ice.report.records import best_record, last_record, score_key, start_record
 from fastreid_ice.report.tables.model import (
     EPOCHS,
     METRICS,

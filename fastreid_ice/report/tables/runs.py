@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastreid_ice.report.manifest import FILE_NAME, SET_ASIDE, is_evaluated, last_record, read_manifest
+from fastreid_ice.report.manifest import FILE_NAME, SET_ASIDE, read_manifest
 from fastreid_ice.report.reading import read_json
+from fastreid_ice.report.records import is_evaluated, last_record
 from fastreid_ice.report.run_files import RECORDS_FILE
 from fastreid_ice.report.tables.model import METRICS, Run, dataset_name
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from fastreid_ice.report.manifest import best_record, last_record, score_key, start_record
+from fastreid_ice.report.records import best_record, last_record, score_key, start_record
 from fastreid_ice.report.tables.model import METRICS, WITH_IDENTITIES, WITH_SOURCE, Run, Table, dataset_name, device
 
 TASK = "Re-Identification"
