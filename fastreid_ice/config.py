@@ -16,7 +16,8 @@ from fastreid_ice.clustering import config_defaults
 def add_ice_config(cfg: CN) -> None:
     """Add the keys of ICE to a fastreid config, in place. Call it before ``merge_from_file``."""
     # Seed of every random choice. A run with a seed >= 0 is repeatable on CPU, whatever DATALOADER.NUM_WORKERS is;
-    # with -1 a seed is drawn and logged. fastreid itself always draws one. ref: 1.
+    # with -1 a seed is drawn and logged. fastreid itself always draws one. (INPUT.RPT, whose patches are kept in each
+    # worker, is the exception.) ref: 1.
     cfg.SEED = 1
     _add_model(cfg.MODEL)
     _add_losses(cfg.MODEL.LOSSES)

@@ -171,11 +171,11 @@ def test_the_older_setting_is_put_back(before):
 def test_torch_without_the_newer_setting(monkeypatch, allowed):
     from types import SimpleNamespace
 
-    from fastreid_ice.clustering.torch_ops import search
+    from fastreid_ice.precision import products_in_tf32
 
     settings = SimpleNamespace(allow_tf32=not allowed)
-    monkeypatch.setattr(search.torch.backends.cuda, "matmul", settings)
-    with search.tf32(allowed):
+    monkeypatch.setattr(torch.backends.cuda, "matmul", settings)
+    with products_in_tf32(allowed):
         assert settings.allow_tf32 == allowed
     assert vars(settings) == {"allow_tf32": not allowed}
 

@@ -99,7 +99,7 @@ class PseudoLabeledViews(ReadableImages):
 
     An item is asked for as :class:`Drawn`, which holds all that changes with the epoch: workers that were started
     before need not know of it. Its randomness depends on the seed and the draw alone: not on the number of workers or
-    processes.
+    processes (but for fastreid's INPUT.RPT, which keeps its patches in each worker).
 
     Returns:
         dict with ``images``, ``images_key`` (strong) and ``images_weak``, each (3, H, W) in 0..255, uint8 or, from

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from fastreid_ice.compiled import njit
 from fastreid_ice.parallel import map_rows
 
 # Gallery images compared with a match at once.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit
 from scipy import sparse
 from torch import Tensor
 
 from fastreid_ice.clustering import k_reciprocal_encoding, nearest_neighbors
 from fastreid_ice.clustering.stages import as_csr
+from fastreid_ice.compiled import njit
 from fastreid_ice.evaluation.ranking import chunk_size
 from fastreid_ice.evaluation.similarities import Similarities
 from fastreid_ice.parallel import map_rows

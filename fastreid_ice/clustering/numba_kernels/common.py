@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import njit
 from scipy.sparse import csr_array
+
+from fastreid_ice.compiled import njit
 
 # What a kernel returns of its rows: their sizes, and the columns and values of their entries.
 Entries = tuple[np.ndarray, np.ndarray, np.ndarray]

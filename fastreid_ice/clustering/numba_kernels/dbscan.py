@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 from scipy.sparse import csr_array
 from torch import Tensor
+
+from fastreid_ice.compiled import njit
 
 
 def dbscan(graph: csr_array, min_samples: int) -> Tensor:

@@ -6,12 +6,12 @@ Image i becomes a sparse row of weights over its k-reciprocal neighbours. Work a
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from scipy.sparse import csr_array
 from torch import Tensor
 
 from fastreid_ice.clustering.definitions import half_length
 from fastreid_ice.clustering.numba_kernels.common import REASSOCIATE, Entries, assemble, dot, grown
+from fastreid_ice.compiled import njit
 from fastreid_ice.parallel import map_rows
 
 

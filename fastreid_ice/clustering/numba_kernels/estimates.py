@@ -7,10 +7,10 @@ import time
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from fastreid_ice.clustering.numba_kernels.common import REASSOCIATE
+from fastreid_ice.compiled import njit
 from fastreid_ice.parallel import map_rows
 
 

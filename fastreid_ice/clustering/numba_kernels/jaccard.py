@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from scipy.sparse import csr_array
 
 from fastreid_ice.clustering.definitions import least_overlap
 from fastreid_ice.clustering.numba_kernels.common import Entries, assemble, grown
+from fastreid_ice.compiled import njit
 from fastreid_ice.parallel import map_rows
 
 # Sums that are looked through together: a cache line.

@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from fastreid_ice.clustering.definitions import GRID
 from fastreid_ice.clustering.float64_search import search_in_float64
 from fastreid_ice.clustering.numba_kernels.common import dot, dot_four
 from fastreid_ice.clustering.numba_kernels.estimates import estimators
+from fastreid_ice.compiled import njit
 from fastreid_ice.parallel import map_rows
 
 BLOCK = 1024
