@@ -66,9 +66,14 @@ def start(script, *arguments, **environment):
 
 
 def finish(*processes):
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 7, errors  # the script's own
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 7, errors  # the script's own
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 def free_port():
@@ -92,6 +97,30 @@ def test_processes_that_torchrun_has_started(script):
     for rank in range(2):
         told = json.loads((script.parent / f"{rank}.json").read_text())
         assert told == [rank, rank, 2, 2, 3.0, [0, 1], "gloo", "__main__"]
+
+
+# Ends its group right after a collective, again and again: gloo's threads still hold tensors then.
+AGAIN = """
+import sys, torch, torch.distributed as dist
+import fastreid_ice.compat
+from fastreid_ice.compat import launching
+
+def main(args):
+    found = [torch.zeros(3) for _ in range(2)]
+    dist.all_gather(found, torch.ones(3))
+
+for port in sys.argv[2:]:
+    launching.gloo_worker(0, main, 2, 1, int(sys.argv[1]), f"tcp://127.0.0.1:{port}", (None,))
+sys.exit(7)
+"""
+
+
+def test_a_group_that_ends_at_once_does_not_wait_for_ever(tmp_path):
+    """Before torch 2.8 its destructor and its threads waited for each other."""
+    script = tmp_path / "again.py"
+    script.write_text(AGAIN)
+    ports = [str(free_port()) for _ in range(8)]
+    finish(*(start(script, str(rank), *ports) for rank in range(2)))
 
 
 def test_a_missing_script_is_one_line(tmp_path, monkeypatch):
@@ -164,6 +193,7 @@ def group(monkeypatch):
 
     monkeypatch.setattr(dist, "init_process_group", init)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append("destroyed"))
+    monkeypatch.setattr(launching, "keep_gloo_groups", lambda: None)  # there are none
     monkeypatch.setattr(dist, "new_group", lambda ranks, timeout: ranks)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: calls.append(f"GPU {index}"))
     monkeypatch.setattr(device, "_named", torch.device("cuda"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -141,4 +142,23 @@ def _process_group(
     finally:
         comm._LOCAL_PROCESS_GROUP = None
         comm._get_global_gloo_group.cache_clear()
+        if torch_version() < (2, 8):
+            keep_gloo_groups()
         dist.destroy_process_group()
+
+
+def torch_version() -> tuple[int, int]:
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def keep_gloo_groups() -> None:
+    """Leave the groups of gloo to the end of the process, as torch before 2.8 needs it.
+
+    There their destructor waits for their threads with Python's lock held, and a thread that has yet to release a
+    tensor waits for the lock: two processes that ended their group right after a collective (torch 2.3 and 2.6) never
+    came to their end. NCCL's groups are left as they are; beside them fastreid has one of gloo.
+    """
+    for group, (backend, _) in dist.distributed_c10d._world.pg_map.items():
+        if backend == "gloo":
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
