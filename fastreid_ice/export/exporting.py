@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from fastreid.config import CfgNode
 from torch import Tensor
 
-from fastreid_ice.config_files import load_config
+from fastreid_ice.config_files import IMPORTS, load_config, read_overrides
 from fastreid_ice.engine.checkpoints import TrainedModel, load_trained_model
 from fastreid_ice.errors import closest
 from fastreid_ice.export import onnx_format, safetensors_format, torchscript_format
@@ -100,7 +100,9 @@ def export_model(
     config = config_file or trained.checkpoint.parent / CONFIG_FILE
     shown = check_images(trained.cfg, images)
     form = input_form or "normalized"
-    job = Job(trained, load_config(config, opts), load_config(config), shown, form, not raw_output, opset, name)
+    imports = [text for pair in read_overrides(opts) if pair[0] == IMPORTS for text in pair]  # without them none is read
+    evaluated = load_config(config, imports)
+    job = Job(trained, load_config(config, opts), evaluated, shown, form, not raw_output, opset, name)
     with staged(output) as folder:
         difference, notes, row = FORMATS[format].write(folder, job)
         require_equal(difference, shown.source)
