@@ -88,7 +88,7 @@ def test_no_config_beside_the_checkpoint(run, tmp_path, capsys):
 
 def test_images_that_are_none(run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert "there is no image" in refused(capsys, tmp_path / "out", run, "--images", tmp_path / "empty")
+    assert "holds no image" in refused(capsys, tmp_path / "out", run, "--images", tmp_path / "empty")
     (tmp_path / "text.jpg").write_text("no image")
     line = refused(capsys, tmp_path / "out", run, "--images", tmp_path / "text.jpg")
     assert "text.jpg cannot be read as an image" in line

@@ -100,7 +100,7 @@ def export_model(
     config = config_file or trained.checkpoint.parent / CONFIG_FILE
     shown = check_images(trained.cfg, images)
     form = input_form or "normalized"
-    imports = [text for pair in read_overrides(opts) if pair[0] == IMPORTS for text in pair]  # without them none is read
+    imports = [text for pair in read_overrides(opts) if pair[0] == IMPORTS for text in pair]
     evaluated = load_config(config, imports)
     job = Job(trained, load_config(config, opts), evaluated, shown, form, not raw_output, opset, name)
     with staged(output) as folder:
