@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
+from pathlib import Path
 
 import numba
 from numba import njit
@@ -24,9 +26,18 @@ def _find_cache() -> None:
     try:
         njit(cache=True)(_probe)
     except RuntimeError:  # no locator available
-        user = os.getuid() if hasattr(os, "getuid") else "user"
-        folder = os.path.join(tempfile.gettempdir(), f"fastreid_ice_numba_{user}")
-        numba.config.CACHE_DIR = folder  # type: ignore[attr-defined]
+        numba.config.CACHE_DIR = str(_own_folder())  # type: ignore[attr-defined]
+
+
+def _own_folder() -> Path:
+    """A folder that only this user can write, since what is read from it is run; a new one if another has its name."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()) / f"fastreid_ice_numba_{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != user or found.st_mode & 0o022:
+        return Path(tempfile.mkdtemp(prefix="fastreid_ice_numba_"))
+    return folder
 
 
 _find_cache()

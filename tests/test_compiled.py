@@ -3,6 +3,9 @@
 import os
 import subprocess
 import sys
+import tempfile
+
+from fastreid_ice import compiled
 
 # numba as in a container whose user can write neither the installation nor a home.
 SCRIPT = """
@@ -21,6 +24,19 @@ torch.manual_seed(0)
 config = ClusteringConfig(k1=4, k2=2, eps=0.9, min_samples=2, backend="numba")
 print(Clusterer(config)(torch.nn.functional.normalize(torch.randn(12, 4), dim=1)).labels.tolist())
 """
+
+
+def test_a_folder_that_others_can_write_is_not_used(tmp_path, monkeypatch):
+    """What numba reads from it is run."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = compiled._own_folder()
+    assert own == compiled._own_folder() and own.stat().st_mode & 0o777 == 0o700
+    own.chmod(0o777)
+    assert compiled._own_folder() != own
+    own.rmdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    own.symlink_to(tmp_path / "elsewhere")
+    assert compiled._own_folder() != own
 
 
 def test_a_user_without_a_home_can_cluster(tmp_path):
