@@ -37,6 +37,9 @@ def test_a_folder_that_others_can_write_is_not_used(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     own.symlink_to(tmp_path / "elsewhere")
     assert compiled._own_folder() != own
+    own.unlink()
+    own.write_text("a file")
+    assert compiled._own_folder() != own
 
 
 def test_a_user_without_a_home_can_cluster(tmp_path):
