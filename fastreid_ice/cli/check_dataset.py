@@ -52,7 +52,7 @@ def run(args: Namespace) -> FolderReport:
     name = args.write_config.stem if args.write_config is not None else "own"
     base = "own_cpu" if args.cpu else "own" if scan.tracks is None else "own_tracks"
     config = config_text(scan, report, sources, get_config_file(f"ICE/{base}.yml"), f"logs/{name}", args.cpu)
-    for note in _unused(sources, scan):
+    for note in _unused(sources):
         sys.stdout.write(f"note: {note}\n")
     sys.stdout.write(f"{text}\n\n## Config\n\n```yaml\n{config}```\n")
     if args.output is not None:
@@ -67,14 +67,16 @@ def run(args: Namespace) -> FolderReport:
     return report
 
 
-def _unused(sources: Sources, scan: FolderScan) -> list[str]:
+def _unused(sources: Sources) -> list[str]:
     """What a pattern or a csv file says about the images, and nobody has asked for."""
     said = []
+    groups = re.compile(sources.pattern).groupindex if sources.pattern else {}
+    header = columns(sources.csv) if sources.csv else []
     for what in ("camera", "identity", "track"):
         source = getattr(sources, f"{what}_from")
-        if sources.pattern and what in re.compile(sources.pattern).groupindex and source != "pattern":
+        if what in groups and source != "pattern":
             said.append(f"the group {what} of --pattern is not used: add --{what}-from pattern")
-        if sources.csv and what in columns(sources.csv) and source not in ("csv", "pattern"):
+        if what in header and source not in ("csv", "pattern"):
             said.append(f"the column {what} of {sources.csv} is not used: add --{what}-from csv")
     return said
 

@@ -99,6 +99,16 @@ def zoo_dataset(names: Sequence[str]) -> tuple[str, str]:
     return "_".join(short for short, _ in known), "_".join(folder for _, folder in known)
 
 
+def test_sets_of(names: Sequence[str]) -> list[str]:
+    """The test sets that belong to training sets: MSMT17TrainVal is MSMT17's.
+
+    Example:
+        >>> test_sets_of(["MSMT17TrainVal", "Market1501"])
+        ['MSMT17', 'Market1501']
+    """
+    return [re.sub("TrainVal$", "", name) for name in names]
+
+
 def zoo_names(cfg: Mapping[str, Any], name: str | None = None) -> tuple[str, str]:
     """Weight file without its ending, and config file, relative to the zoo.
 
@@ -126,8 +136,7 @@ def tracker_name(
         raw_output: whether the embeddings keep their length.
         name: of the method, instead of :func:`method_name`.
     """
-    names = [re.sub("TrainVal$", "", name) for name in cfg["DATASETS"]["NAMES"]]
-    dataset = "_".join(_word(name).lower() for name in names)
+    dataset = "_".join(_word(name).lower() for name in test_sets_of(cfg["DATASETS"]["NAMES"]))
     parts = [tracker_backbone(cfg["MODEL"]["BACKBONE"]), dataset, _method(cfg, name)]
     parts += [input_form] * (input_form != "normalized") + ["raw"] * raw_output
     whole = "_".join(part for part in parts if part)

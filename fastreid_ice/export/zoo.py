@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import nn
 from fastreid_ice.engine.checkpoints import TrainedModel
 from fastreid_ice.export.card import TABLE_HEAD, model_card, scored_otherwise, start_weights, table_row
 from fastreid_ice.export.encoder import stock_encoder
-from fastreid_ice.export.naming import method_name, zoo_backbone, zoo_names
+from fastreid_ice.export.naming import method_name, test_sets_of, zoo_backbone, zoo_names
 from fastreid_ice.export.stock_config import as_yaml, stock_config
 from fastreid_ice.files import sha256
 from fastreid_ice.report.tables.model import dataset_name
@@ -131,10 +130,10 @@ def _of_tests(card: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 def _rows(title: str, cfg: CfgNode, scores: dict[str, dict[str, float]], config: str, weights: str) -> str:
     """A row per test set, named where it is not that of the training set; one without scores if none has any."""
-    trained_on = {re.sub("TrainVal$", "", name) for name in cfg.DATASETS.NAMES}
+    own = test_sets_of(cfg.DATASETS.NAMES)
     lines = []
     for test, values in scores.items():
-        name = title if test in trained_on else f"{title}, tested on {dataset_name(test)}"
+        name = title if test in own else f"{title}, tested on {dataset_name(test)}"
         lines.append(table_row(name, config, start_weights(cfg), values, weights))
     return "\n".join(lines) or table_row(title, config, start_weights(cfg), None, weights)
 

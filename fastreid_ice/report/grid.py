@@ -258,30 +258,31 @@ def check_claim(
             this name with other keys.
     """
     path = Path(output) / GRID_FILE
-    folders = {} if rows else {run.name: dict(run.overrides) for run in runs}
-    noted: dict[str, dict[str, Any]] = {"rows": {}, "runs": {}}
+    asked: dict[str, Mapping[str, Any]] = {
+        "rows": rows or {},
+        "runs": {} if rows else {run.name: dict(run.overrides) for run in runs},
+    }
+    noted: dict[str, dict[str, Any]] = {kind: {} for kind in asked}
     if path.is_file():
         earlier = read_json(path)
         if isinstance(earlier, dict):
-            noted = {kind: earlier.pop(kind, {}) for kind in noted}
+            noted = {kind: earlier.pop(kind, {}) for kind in asked}
         plain = json.loads(json.dumps(settings))
         if earlier != plain:
             raise ValueError(
                 f"{path}: this folder's runs have {_show(earlier)}, not {_show(plain)}; use another --output"
             )
-    for name, keys in (rows or {}).items():
-        if noted["rows"].get(name, keys) != keys:
-            raise ValueError(
-                f"{path}: the runs of the row {name!r} have {_show(noted['rows'][name]) or 'no keys'}, not "
-                f"{_show(dict(keys)) or 'no keys'}; give it another name, or use another --output"
-            )
-    for name, keys in folders.items():
-        if noted["runs"].get(name, keys) != keys:
-            raise ValueError(
-                f"{path}: the run in {name} has {_show(noted['runs'][name]) or 'no keys'}, not "
-                f"{_show(keys) or 'no keys'}; use another --output"
-            )
-    every = {"rows": {**noted["rows"], **(rows or {})}, "runs": {**noted["runs"], **folders}}
+    for kind, entries in asked.items():
+        for name, keys in entries.items():
+            before = noted[kind].get(name, keys)
+            if before != keys:
+                whose = f"the runs of the row {name!r} have" if kind == "rows" else f"the run in {name} has"
+                advice = "give it another name, or use another" if kind == "rows" else "use another"
+                raise ValueError(
+                    f"{path}: {whose} {_show(before) or 'no keys'}, not {_show(dict(keys)) or 'no keys'}; "
+                    f"{advice} --output"
+                )
+    every = {kind: {**noted[kind], **entries} for kind, entries in asked.items()}
     return {kind: entries for kind, entries in every.items() if entries}
 
 

@@ -41,7 +41,6 @@ from fastreid_ice.report.run_files import CLUSTERS_FILE
 
 logger = logging.getLogger(__name__)
 
-
 # What the seeds of an epoch are for: the third part of derive_seed(seed, epoch, purpose).
 SHUFFLE, LOADER, GLOBAL, SOURCE = 0, 1, 2, 3
 
