@@ -26,11 +26,13 @@ from fastreid_ice.clustering.centroids import centroid_distances
 from fastreid_ice.clustering.eps_sweep import suggest, sweep
 from fastreid_ice.clustering.quality import agreement
 from fastreid_ice.config_files import load_config
+from fastreid_ice.data import labelled_folder
 from fastreid_ice.data.folder import scan_training_images
 from fastreid_ice.data.folder_report import check_folder
 from fastreid_ice.data.folder_scan import scan_folder
 from fastreid_ice.data.folder_summary import for_a_cpu
 from fastreid_ice.data.labelled_folder import write_identity_folders, write_market_folder
+from fastreid_ice.engine import run_features
 from fastreid_ice.engine.clustering_config import clustering_config
 from fastreid_ice.engine.run_features import extract_run, read_features
 from tests import own_images, tiny  # noqa: F401  (registers the dataset and the backbone)
@@ -205,6 +207,17 @@ class TestPage:
         assert clustering_config(found.cfg, seed=0).eps == 0.3
         found = extract_run("logs/by_camera_cpu", ["CLUSTERING.EPS", "0.3", "CLUSTERING.EPS_END", "0.2"])
         assert clustering_config(found.cfg, seed=0).eps == 0.2
+
+    def test_too_many_cameras_are_told_before_the_extraction(self, world, monkeypatch, tmp_path):
+        monkeypatch.chdir(world)
+        monkeypatch.setattr(labelled_folder, "MOST_CAMERAS", 1)
+        monkeypatch.setattr(run_features, "build_feature_loader", None)  # what the extraction needs first
+        with pytest.raises(ValueError, match="cameras, but fastreid's class Market1501 reads at most 1"):
+            label_images.run(
+                label_images.parser().parse_args(
+                    ["logs/by_camera_cpu", "--output", str(tmp_path / "out"), "--market", str(tmp_path / "market")]
+                )
+            )
 
     def test_a_sweep_of_stored_features_is_that_of_the_run(self, world, monkeypatch):
         monkeypatch.chdir(world)

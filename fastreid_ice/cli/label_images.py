@@ -23,6 +23,7 @@ from fastreid_ice.data.datasets import TrainingImages
 from fastreid_ice.data.folder_scan import number_names
 from fastreid_ice.data.labelled_folder import (
     MarketFolder,
+    check_market_cameras,
     check_new_folder,
     write_identity_folders,
     write_market_folder,
@@ -61,7 +62,7 @@ def parser() -> ArgumentParser:
 def run(args: Namespace) -> Tensor:
     """Extract, cluster and write. Returns the (N,) labels."""
     _check(args)
-    found = extract_run(args.run, args.opts)
+    found = extract_run(args.run, args.opts, check=None if args.market is None else _check_cameras)
     images = found.images
     labels = _cluster(found) if args.clusters is None else read_clusters(args.clusters, images.paths)
     if not bool((labels >= 0).any()):
@@ -139,6 +140,10 @@ def _check(args: Namespace) -> None:
     if args.market is not None:
         check_new_folder(args.market)
         check_folder_for_output(args.market, "--market")
+
+
+def _check_cameras(images: TrainingImages) -> None:
+    check_market_cameras(_cameras(images))
 
 
 def _cluster(found: RunFeatures) -> Tensor:

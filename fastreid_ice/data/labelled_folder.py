@@ -134,13 +134,21 @@ def market_names(labels: np.ndarray, cameras: np.ndarray, tested: np.ndarray) ->
 def _check_market(labels: np.ndarray, cameras: np.ndarray) -> None:
     if not (labels >= 0).any():
         raise ValueError("There is no identity to write: all images are outliers.")
-    identities, most = int(labels.max()) + 1, int(cameras.max()) + 1
-    for found, limit, what in ((identities, MOST_IDENTITIES, "identities"), (most, MOST_CAMERAS, "cameras")):
-        if found > limit:
-            raise ValueError(
-                f"There are {found} {what}, but fastreid's class Market1501 reads at most {limit}. Use the table "
-                "or the folders of links instead, or fewer images."
-            )
+    _check_limit(int(labels.max()) + 1, MOST_IDENTITIES, "identities")
+    check_market_cameras(cameras)
+
+
+def check_market_cameras(cameras: np.ndarray) -> None:
+    """Raise ValueError if the (N,) int64 cameras, from 0 on, are more than fastreid's class Market1501 reads."""
+    _check_limit(int(cameras.max()) + 1, MOST_CAMERAS, "cameras")
+
+
+def _check_limit(found: int, limit: int, what: str) -> None:
+    if found > limit:
+        raise ValueError(
+            f"There are {found} {what}, but fastreid's class Market1501 reads at most {limit}. Use the table "
+            "or the folders of links instead, or fewer images."
+        )
 
 
 def _test_identities(labels: np.ndarray, cameras: np.ndarray, share: float | None, seed: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +47,12 @@ class RunFeatures:
     checkpoint: Path
 
 
-def extract_run(run: str | Path, opts: Sequence[Any] = (), device: str | None = None) -> RunFeatures:
+def extract_run(
+    run: str | Path,
+    opts: Sequence[Any] = (),
+    device: str | None = None,
+    check: Callable[[TrainingImages], None] | None = None,
+) -> RunFeatures:
     """The features of the training images of a run by its best model (:func:`load_trained_model`).
 
     Args:
@@ -55,6 +60,7 @@ def extract_run(run: str | Path, opts: Sequence[Any] = (), device: str | None = 
         opts: KEY, VALUE, ... on top of the run's config. A CLUSTERING.EPS among them is the one that counts, whatever
             CLUSTERING.EPS_END the run had.
         device: "cpu", "cuda" ...
+        check: is shown the images before the features are extracted, to refuse them.
 
     Raises:
         FileNotFoundError: no run, or its images are gone.
@@ -65,6 +71,8 @@ def extract_run(run: str | Path, opts: Sequence[Any] = (), device: str | None = 
         opts = [*opts, "CLUSTERING.EPS_END", 0.0]  # the run's would be in force at its end
     trained = load_trained_model(run, opts=opts, device=device)
     images = load_training_images(trained.cfg)
+    if check is not None:
+        check(images)
     logger.info("Extracting the features of %d images with %s", len(images), trained.checkpoint)
     features = FeatureExtractor(len(images))(trained.model, build_feature_loader(trained.cfg, images))
     return RunFeatures(features.cpu(), images, trained.cfg, trained.checkpoint)
