@@ -40,6 +40,7 @@ _OPTIONS = [
     {"method": "kmeans", "num_clusters": 30},
     {"method": "halves"},
     {"method": "ca_jaccard_dbscan"},
+    {"wccn_rounds": 2},
 ]
 _CAMERAS = torch.arange(341) % 3
 

@@ -435,6 +435,7 @@ def test_every_recipe_key_in_one_run(tmp_path, monkeypatch):
     trainer = train(
         tmp_path,
         CLUSTERING__CAMERA_NORMALIZATION=True,
+        CLUSTERING__WCCN_ROUNDS=1,
         CLUSTERING__EPS_END=0.4,
         MODEL__ICE__MEMORY="MomentumMemory",
         TEST__EVAL_START=False,
@@ -442,7 +443,7 @@ def test_every_recipe_key_in_one_run(tmp_path, monkeypatch):
     assert [(c.camera_normalization, round(c.eps, 6)) for c in clusterings] == [(True, clusterings[0].eps), (True, 0.4)]
     memory = trainer.model.memory
     torch.testing.assert_close(memory.centroids.norm(dim=1), torch.ones(len(memory.centroids)))
-    assert records(tmp_path)[-1]["seconds_cameras"] > 0
+    assert records(tmp_path)[-1]["seconds_cameras"] > 0 and records(tmp_path)[-1]["seconds_whitening"] > 0
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,13 @@ from fastreid.data.data_utils import read_image
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
+from fastreid_ice.camera_normalization import camera_normalized
 from fastreid_ice.cli import check_dataset, label_images, sweep_eps, train
 from fastreid_ice.clustering import Clusterer, ClusteringConfig, Tracks
 from fastreid_ice.clustering.centroids import centroid_distances
 from fastreid_ice.clustering.eps_sweep import suggest, sweep
 from fastreid_ice.clustering.quality import agreement
+from fastreid_ice.clustering.within_class import within_class_normalized
 from fastreid_ice.config_files import load_config
 from fastreid_ice.data import labelled_folder
 from fastreid_ice.data.folder import scan_training_images
@@ -207,6 +209,20 @@ class TestPage:
         assert clustering_config(found.cfg, seed=0).eps == 0.3
         found = extract_run("logs/by_camera_cpu", ["CLUSTERING.EPS", "0.3", "CLUSTERING.EPS_END", "0.2"])
         assert clustering_config(found.cfg, seed=0).eps == 0.2
+
+    def test_a_sweep_is_of_the_features_that_the_run_clusters_last(self, world, monkeypatch, tmp_path):
+        """Camera-normalised, and whitened by the clusters of the round before."""
+        monkeypatch.chdir(world)
+        options = ["CLUSTERING.WCCN_ROUNDS", "1", "CLUSTERING.CAMERA_NORMALIZATION", "True", "CLUSTERING.EPS", "0.7"]
+        found = extract_run("logs/by_camera_cpu", options)
+        config = clustering_config(found.cfg, seed=0)
+        assert config.camera_normalization and config.wccn_rounds == 1
+        features = camera_normalized(found.features, found.images.camids)
+        first = Clusterer(replace(config, camera_normalization=False, wccn_rounds=0))(features).labels
+        assert int(first.max()) >= 0
+        sweep_eps.main(["logs/by_camera_cpu", "--eps", "0.7", "--output", str(tmp_path), "--opts", *options])
+        expected = within_class_normalized(features, first, config.wccn_shrinkage)
+        torch.testing.assert_close(read_features(tmp_path / "features.npz").features, expected)
 
     def test_too_many_cameras_are_told_before_the_extraction(self, world, monkeypatch, tmp_path):
         monkeypatch.chdir(world)

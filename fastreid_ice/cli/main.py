@@ -19,6 +19,7 @@ COMMANDS = {
     "check": ("check_dataset", "look at a folder of images before training on it (tools/check_dataset.py)"),
     "sweep": ("sweep_eps", "try values of eps and min_samples on the features of a run (tools/sweep_eps.py)"),
     "label": ("label_images", "write down the identities that a run has found (tools/label_images.py)"),
+    "whiten": ("whiten", "whiten the embedding of a run by its clusters (tools/whiten.py)"),
     "visualize": ("visualize", "the report of a run, or one of its pictures (tools/visualize.py)"),
     "demo": ("demo", "train on the embedded dataset and show what came out (tools/demo.py)"),
 }

@@ -13,9 +13,10 @@ import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is importe
 
 from torch import Tensor
 
-from fastreid_ice.clustering import ClusteringConfig, Tracks
+from fastreid_ice.clustering import Clusterer, ClusteringConfig, Tracks
 from fastreid_ice.clustering.clusterer import without_cameras
 from fastreid_ice.clustering.eps_sweep import SweepRow, check_values, suggest, sweep
+from fastreid_ice.clustering.within_class import within_class_normalized
 from fastreid_ice.engine.clustering_config import clustering_config
 from fastreid_ice.engine.run_features import FEATURES_FILE, extract_run, read_features, save_features
 from fastreid_ice.errors import told_in_one_line
@@ -85,9 +86,13 @@ def _load(args: Namespace, output: Path) -> tuple[Tensor, Tensor | None, Tracks 
     overrides = [text for key, value in given.items() for text in (f"CLUSTERING.{key.upper()}", str(value))]
     found = extract_run(args.run, [*args.opts, *overrides])
     config = clustering_config(found.cfg, seed=args.seed)
+    cameras = found.images.camids if found.cfg.DATASETS.USE_CAMERAS else None
     if config.camera_normalization:
-        cameras = found.images.camids if found.cfg.DATASETS.USE_CAMERAS else None
         found = replace(found, features=without_cameras(found.features, cameras))
+    if config.wccn_rounds:
+        before = replace(config, camera_normalization=False, wccn_rounds=config.wccn_rounds - 1)
+        labels = Clusterer(before)(found.features, cameras, tracks=found.images.tracks).labels
+        found = replace(found, features=within_class_normalized(found.features, labels, config.wccn_shrinkage))
     save_features(output / FEATURES_FILE, found.features, found.images, config)
     sys.stdout.write(f"Features of {found.checkpoint} kept in {output / FEATURES_FILE} (for --features)\n\n")
     return found.features, found.images.identities, found.images.tracks, config

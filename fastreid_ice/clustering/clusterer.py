@@ -28,6 +28,7 @@ from fastreid_ice.clustering.tracks import (
     track_rows,
     track_spans,
 )
+from fastreid_ice.clustering.within_class import within_class_normalized
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ class ClusteringResult:
             them by their first core image.
         seconds: wall time per stage: "search", then on rank 0 "reciprocal", "jaccard", "dbscan"; or "kmeans"; or what
             another method records; empty for "ground_truth". CLUSTERING.CAMERA_NORMALIZATION adds "cameras" and
-            CLUSTERING.TRACKS "tracks" before them; the latter also "separation" behind.
+            CLUSTERING.TRACKS "tracks" before them; the latter also "separation" behind. CLUSTERING.WCCN_ROUNDS adds
+            "whitening", and a stage of several rounds counts all of them.
         process_peak_mb: for the same stages, the most memory in MiB that the whole process had used from its start to
             the end of the stage, so that it never falls: resident memory, or allocated memory of the accelerator where
             the features are on one. Without entries where the system does not tell (Windows).
@@ -153,6 +155,17 @@ class Clusterer:
         return separated
 
     def _labels(self, features: Tensor, images: ImageFacts, costs: Costs) -> Tensor:
+        """The labels of all rows, after the rounds that CLUSTERING.WCCN_ROUNDS asks for."""
+        labels = self._method_labels(features, images, costs)
+        for _ in range(self.config.wccn_rounds):
+            if not bool((labels >= 0).any()):
+                break
+            with costs.stage("whitening"):
+                whitened = within_class_normalized(features, labels, self.config.wccn_shrinkage)
+            labels = self._method_labels(whitened, images, costs)
+        return labels
+
+    def _method_labels(self, features: Tensor, images: ImageFacts, costs: Costs) -> Tensor:
         """The method's labels of all rows, checked, the same on all ranks."""
         method = METHODS[self.config.method]
         labels = None

@@ -45,6 +45,10 @@ class ClusteringConfig:
         camera_normalization: CLUSTERING.CAMERA_NORMALIZATION. Cluster features from which each camera's mean and
             deviation are taken out (:mod:`fastreid_ice.camera_normalization`), so that images of different cameras are
             nearer to each other; needs camera ids. Before ``tracks``. Not in the paper.
+        wccn_rounds: CLUSTERING.WCCN_ROUNDS. How many times to cluster again, each time with features that are whitened
+            by the covariance within the clusters just found (:mod:`fastreid_ice.clustering.within_class`). One round
+            costs another clustering. Not in the paper.
+        wccn_shrinkage: CLUSTERING.WCCN_SHRINKAGE. Share of the identity in that covariance, in (0, 1].
         memory_budget_mb: CLUSTERING.MEMORY_BUDGET_MB. Bounds the scratch memory of a chunk, in MiB; no result depends
             on it.
         backend: CLUSTERING.BACKEND. "numba" (compiled CPU kernels; features on an accelerator are copied to the CPU),
@@ -71,6 +75,8 @@ class ClusteringConfig:
     k2_inter: int = 4
     tracks: str = NONE
     camera_normalization: bool = False
+    wccn_rounds: int = 0
+    wccn_shrinkage: float = 0.2
     memory_budget_mb: int = 256
     backend: str = "auto"
     allow_tf32: bool = False
@@ -89,6 +95,10 @@ class ClusteringConfig:
             raise ValueError(f"CLUSTERING.EPS is {self.eps}; a Jaccard distance threshold lies between 0 and 1.")
         if not 0 < self.knn_recall <= 1:
             raise ValueError(f"CLUSTERING.KNN_RECALL is {self.knn_recall}; it must be above 0 and at most 1.")
+        if self.wccn_rounds < 0:
+            raise ValueError(f"CLUSTERING.WCCN_ROUNDS is {self.wccn_rounds}; it must be at least 0.")
+        if not 0 < self.wccn_shrinkage <= 1:
+            raise ValueError(f"CLUSTERING.WCCN_SHRINKAGE is {self.wccn_shrinkage}; it must be above 0 and at most 1.")
         if self.k2 > self.k1:
             raise ValueError(f"CLUSTERING.K2 is {self.k2} but a neighbour list has CLUSTERING.K1 = {self.k1} entries.")
         for kind, least in (("intra", 1), ("inter", 0)):

@@ -43,16 +43,17 @@ class Costs:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Record what the body of a ``with`` statement takes under a name."""
+        """Record what the body of a ``with`` statement takes under a name; added up if there are several."""
         start = time.perf_counter()
         yield
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        self.seconds[name] = time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         peak = process_peak_mb(self._device)
         if peak is not None:
             self.process_peak_mb[name] = peak
-        logger.debug("Clustering, %s: %.3f s, peak of the process so far %s MiB.", name, self.seconds[name], peak)
+        logger.debug("Clustering, %s: %.3f s, peak of the process so far %s MiB.", name, seconds, peak)
 
 
 def process_peak_mb(device: torch.device) -> float | None:

@@ -1,0 +1,66 @@
+"""Whiten a trained model's embedding by the covariance within the clusters of its training images."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
+from fastreid_ice.cli.label_images import read_clusters
+from fastreid_ice.clustering import Clusterer
+from fastreid_ice.engine.clustering_config import clustering_config
+from fastreid_ice.engine.run_features import extract_run
+from fastreid_ice.engine.whitening import save_whitened, whiten_model
+from fastreid_ice.errors import told_in_one_line
+from fastreid_ice.files import check_folder_for_output
+from fastreid_ice.report.run_files import CONFIG_FILE
+
+
+def parser() -> ArgumentParser:
+    """The command line."""
+    built = ArgumentParser(description=__doc__)
+    built.add_argument("run", help="folder of a run, or a checkpoint")
+    built.add_argument("--output", type=Path, required=True, help="folder for the new checkpoint and its config")
+    built.add_argument("--clusters", type=Path, help="take the clusters from a clusters.csv of a run")
+    built.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    built.add_argument("--opts", nargs="+", default=[], help="KEY VALUE ... on top of the run's config")
+    return built
+
+
+def run(args: Namespace) -> Path:
+    """Extract, cluster, whiten and write. Returns the checkpoint."""
+    check_folder_for_output(args.output, "--output")
+    if (args.output / CONFIG_FILE).exists():
+        raise FileExistsError(f"{args.output} holds a run already; name another --output, or remove it")
+    found = extract_run(args.run, args.opts)
+    cfg, images = found.cfg, found.images
+    if args.clusters is not None:
+        labels = read_clusters(args.clusters, images.paths)
+    else:
+        cameras = images.camids if cfg.DATASETS.USE_CAMERAS else None
+        clusterer = Clusterer(clustering_config(cfg, seed=max(0, cfg.SEED)))
+        labels = clusterer(found.features, cameras, images.paths, images.identities, images.tracks).labels
+    if not bool((labels >= 0).any()):
+        raise ValueError(
+            f"All {len(labels)} images are outliers: there is no cluster to whiten by. Raise CLUSTERING.EPS or lower "
+            "CLUSTERING.MIN_SAMPLES behind --opts."
+        )
+    checkpoint = save_whitened(whiten_model(found, labels, cfg.CLUSTERING.WCCN_SHRINKAGE, args.output), args.output)
+    sys.stdout.write(
+        f"{checkpoint}: {found.checkpoint}, whitened by {int(labels.max()) + 1} clusters of "
+        f"{int((labels >= 0).sum())} images\nTo evaluate it:\n  tools/train_net.py --config-file "
+        f"{args.output / CONFIG_FILE} --eval-only MODEL.WEIGHTS {checkpoint}\n"
+    )
+    return checkpoint
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse a command line (default: the program's) and run it."""
+    args = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with told_in_one_line(args.debug):
+        run(args)

@@ -1,0 +1,127 @@
+"""Put a linear map behind a trained model's embedding, as weights of layers that every fastreid has.
+
+The map whitens by the covariance within the clusters of the training images
+(:mod:`fastreid_ice.clustering.within_class`). It becomes the 1x1 convolution that MODEL.HEADS.EMBEDDING_DIM puts before
+the neck: M (s x + t) = (M s) x + M t for a normalisation of scale s and offset t, so that evaluation, search and
+export need to know nothing of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
+import torch
+import torch.nn.functional as F
+from fastreid.config import CfgNode
+from fastreid.modeling import build_model
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastreid_ice.clustering.within_class import whitening, within_class_covariance
+from fastreid_ice.engine.checkpoints import TrainedModel, load_trained_model
+from fastreid_ice.engine.run_features import RunFeatures
+from fastreid_ice.files import replacing
+from fastreid_ice.modeling import ICE
+from fastreid_ice.report.run_files import CONFIG_FILE
+
+CHECKPOINT = "model_final.pth"
+SAME = 1e-4  # how far an embedding of unit length may be from that of the map computed behind the model
+
+
+@dataclass(frozen=True)
+class WhitenedModel:
+    """A model with the map in its weights.
+
+    Attributes:
+        model: in evaluation mode.
+        cfg: its config: that of the run, with MODEL.HEADS.EMBEDDING_DIM and OUTPUT_DIR of its own.
+    """
+
+    model: ICE
+    cfg: CfgNode
+
+
+def whiten_model(found: RunFeatures, labels: Tensor, shrinkage: float, output: Path) -> WhitenedModel:
+    """Build the model of a run anew, with the map behind both encoders' embeddings.
+
+    Args:
+        found: the features of the run's training images, and the checkpoint that made them.
+        labels: (N,) int64 clusters of these, -1 = outlier.
+        shrinkage: share of the identity in the covariance, in (0, 1].
+        output: folder of the new model, for its config.
+
+    Raises:
+        ValueError: the model's neck is not one that a map can be put into.
+        RuntimeError: the new model's embeddings are not the old one's behind the map.
+    """
+    trained = load_trained_model(found.checkpoint, device="cpu")
+    model = trained.model
+    if not isinstance(model, ICE):
+        raise ValueError(f"{found.checkpoint} is a {type(model).__name__}, not an ICE model")
+    matrix = whitening(within_class_covariance(found.features, labels), shrinkage)
+    state = model.state_dict()
+    for prefix, heads in (("heads.", model.heads), ("momentum_encoder.heads.", model.momentum_encoder.heads)):
+        for name in [name for name in state if name.startswith(f"{prefix}bottleneck.")]:
+            del state[name]
+        state.update(
+            {f"{prefix}bottleneck.{name}": value for name, value in _mapped_neck(heads.bottleneck, matrix).items()}
+        )
+    cfg = trained.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.HEADS.EMBEDDING_DIM = len(matrix)
+    cfg.OUTPUT_DIR = str(output)
+    whitened = build_model(cfg).eval()
+    whitened.load_state_dict(state)
+    _check_same(trained, whitened, matrix)
+    cfg.MODEL.DEVICE = found.cfg.MODEL.DEVICE
+    return WhitenedModel(whitened, cfg)
+
+
+def save_whitened(whitened: WhitenedModel, output: Path) -> Path:
+    """Write weights and config into a folder, from which evaluation and export take them. Returns the checkpoint."""
+    output.mkdir(parents=True, exist_ok=True)
+    with replacing(output / CONFIG_FILE) as temporary:
+        temporary.write_text(whitened.cfg.dump(), encoding="utf-8")
+    with replacing(output / CHECKPOINT) as temporary:
+        torch.save({"model": whitened.model.state_dict()}, temporary)
+    return output / CHECKPOINT
+
+
+def _mapped_neck(neck: nn.Sequential, matrix: Tensor) -> dict[str, Tensor]:
+    """The tensors of a neck, convolution and normalisation, that computes ``matrix`` times what ``neck`` computes."""
+    layers, before = list(neck), None
+    first = layers[0] if layers else None
+    if isinstance(first, nn.Conv2d):
+        layers, before = layers[1:], first.weight.detach().double()[:, :, 0, 0]
+    scale, offset = torch.ones_like(matrix[0]), torch.zeros_like(matrix[0])
+    mapped: dict[str, Tensor] = {}
+    if layers:
+        norm = layers.pop()
+        if layers or not isinstance(norm, _BatchNorm) or norm.running_var is None or norm.running_mean is None:
+            raise ValueError(f"MODEL.HEADS.NORM: a map can be put into a batch normalisation, not into {neck}")
+        scale = norm.weight.detach().double() * (norm.running_var.double() + norm.eps).rsqrt()
+        offset = norm.bias.detach().double() - norm.running_mean.double() * scale
+        mapped = {f"1.{name}": value.clone() for name, value in norm.state_dict().items()}
+        mapped["1.weight"].fill_(1)
+        mapped["1.bias"].fill_(0)
+        mapped["1.running_mean"].copy_(-(matrix @ offset))
+        mapped["1.running_var"].fill_(1 - norm.eps)
+    product = matrix * scale
+    if before is not None:
+        product = product @ before
+    return {"0.weight": product[:, :, None, None].float(), **mapped}
+
+
+@torch.no_grad()
+def _check_same(trained: TrainedModel, whitened: nn.Module, matrix: Tensor) -> None:
+    height, width = trained.cfg.INPUT.SIZE_TEST
+    images = 255 * torch.rand(4, 3, height, width, generator=torch.Generator().manual_seed(0))
+    expected = F.normalize(trained.model(images).double() @ matrix, dim=1)
+    distance = float((F.normalize(whitened(images).double(), dim=1) - expected).abs().max())
+    if not distance <= SAME:
+        raise RuntimeError(
+            f"The whitened model's embeddings are {distance:.2g} away from the map behind {trained.checkpoint}"
+        )
