@@ -83,6 +83,20 @@ def test_a_round_finds_people_whom_their_poses_had_split():
     assert found[1] > found[0] + 0.1
 
 
+@pytest.mark.parametrize("shrinkage", [1e-9, 1e-7])
+def test_a_small_shrinkage_of_few_images_stays_finite(shrinkage):
+    """Rounding makes the smallest eigenvalues of a covariance of low rank negative."""
+    features = F.normalize(torch.randn(60, 512, generator=torch.Generator().manual_seed(2)))
+    whitened = within_class_normalized(features, torch.arange(60) // 6, shrinkage)
+    assert bool(whitened.isfinite().all())
+
+
+def test_the_truth_is_not_clustered_again():
+    features, people = people_in_one_pose_or_another()
+    result = Clusterer(replace(CONFIG, method="ground_truth", wccn_rounds=2))(features, identities=people)
+    assert result.labels.tolist() == people.tolist() and not result.seconds
+
+
 def test_outliers_only_are_left_alone():
     features = torch.eye(12)
     result = Clusterer(replace(CONFIG, wccn_rounds=2))(features)

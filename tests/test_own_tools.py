@@ -94,12 +94,19 @@ class TestPage:
     def test_every_tool_is_on_it(self):
         used = {shlex.split(command)[1] for command in COMMANDS}
         assert used == {
-            f"tools/{name}.py" for name in ("check_dataset", "train_net", "sweep_eps", "label_images", "search")
+            f"tools/{name}.py"
+            for name in ("check_dataset", "train_net", "sweep_eps", "label_images", "whiten", "search")
         }
         assert PAGE.read_text().count("```shell") >= 10
 
     def test_its_commands_write_what_it_says(self, world):
-        for name in ("crops.yml", "logs/crops_check/dataset.png", "logs/crops/eps_sweep/eps_sweep.png", "found.png"):
+        for name in (
+            "crops.yml",
+            "logs/crops_check/dataset.png",
+            "logs/crops/eps_sweep/eps_sweep.png",
+            "found.png",
+            "logs/by_camera_whitened/model_final.pth",
+        ):
             assert (world / name).stat().st_size > 100, name
         assert {row["camera"] for row in rows(world / "logs/crops/clusters.csv")} == {"0"}
         assert {row["camera"] for row in rows(world / "logs/by_camera/clusters.csv")} == {"0", "1", "2"}
@@ -223,6 +230,12 @@ class TestPage:
         sweep_eps.main(["logs/by_camera_cpu", "--eps", "0.7", "--output", str(tmp_path), "--opts", *options])
         expected = within_class_normalized(features, first, config.wccn_shrinkage)
         torch.testing.assert_close(read_features(tmp_path / "features.npz").features, expected)
+
+    def test_a_sweep_follows_tracks_or_rounds(self, world, monkeypatch, tmp_path, capsys):
+        monkeypatch.chdir(world)
+        with pytest.raises(SystemExit):
+            sweep_eps.main(["logs/tracks", "--output", str(tmp_path), "--opts", "CLUSTERING.WCCN_ROUNDS", "1"])
+        assert "set CLUSTERING.WCCN_ROUNDS 0 or CLUSTERING.TRACKS none" in capsys.readouterr().err
 
     def test_too_many_cameras_are_told_before_the_extraction(self, world, monkeypatch, tmp_path):
         monkeypatch.chdir(world)

@@ -12,11 +12,13 @@ from torch import nn
 from fastreid_ice.cli import train, whiten
 from fastreid_ice.clustering import Clusterer
 from fastreid_ice.clustering.within_class import whitening, within_class_covariance
+from fastreid_ice.config_files import load_config
 from fastreid_ice.engine.checkpoints import load_trained_model
 from fastreid_ice.engine.clustering_config import clustering_config
 from fastreid_ice.engine.run_features import extract_run
-from fastreid_ice.engine.whitening import _mapped_neck
+from fastreid_ice.engine.whitening import _mapped_neck, whiten_model
 from fastreid_ice.export import export_model
+from fastreid_ice.report.run_files import read_clusters
 from tests.exported_runs import people, trained_run, untrained_run
 
 pytestmark = pytest.mark.usefixtures("tiny_dataset")
@@ -59,17 +61,17 @@ def test_it_evaluates_and_exports_as_any_other(run, whitened, tmp_path):
 
 
 def test_clusters_of_a_file_are_taken(run, tmp_path):
+    assert bool((read_clusters(run / "clusters.csv")["labels"] >= 0).any())
     arguments = [str(run), "--output", str(tmp_path / "out"), "--clusters", str(run / "clusters.csv")]
-    if any(",0," in line or line.endswith(",0") for line in (run / "clusters.csv").read_text().splitlines()):
-        whiten.main(arguments)
-        assert (tmp_path / "out" / "model_final.pth").is_file()
+    whiten.main(arguments)
+    assert (tmp_path / "out" / "model_final.pth").is_file()
     with pytest.raises(SystemExit):
-        whiten.main([*arguments[:-1], str(tmp_path / "none.csv")])
+        whiten.main([str(run), "--output", str(tmp_path / "b"), "--clusters", str(tmp_path / "none.csv")])
 
 
 def test_what_is_refused(run, whitened, tmp_path, capsys):
     for argv, said in (
-        ([str(run), "--output", str(whitened)], "holds a run already"),
+        ([str(run), "--output", str(whitened)], "is there already"),
         ([str(run), "--output", str(tmp_path / "a"), "--opts", "CLUSTERING.MIN_SAMPLES", "50"], "are outliers"),
         ([str(tmp_path / "no"), "--output", str(tmp_path / "a")], "There is no run"),
     ):
@@ -77,6 +79,37 @@ def test_what_is_refused(run, whitened, tmp_path, capsys):
             whiten.main(argv)
         assert said in capsys.readouterr().err
         assert not (tmp_path / "a").exists()
+
+
+def test_the_config_stays_the_runs(run, whitened):
+    """Start weights and device too, of which a card tells, whatever it was built with."""
+    before, after = (load_config(folder / "config.yaml") for folder in (run, whitened))
+    after.MODEL.HEADS.EMBEDDING_DIM, after.OUTPUT_DIR = 0, before.OUTPUT_DIR
+    after.merge_from_list(
+        ["CLUSTERING.EPS", before.CLUSTERING.EPS, "CLUSTERING.MIN_SAMPLES", before.CLUSTERING.MIN_SAMPLES]
+    )
+    assert after == before
+    assert load_trained_model(whitened).extras["epoch"] == load_trained_model(run).extras["epoch"]
+
+
+def test_options_choose_the_encoder_for_features_and_weights(run, tmp_path):
+    options = [
+        *ONE_CLUSTER_AT_LEAST,
+        "MODEL.ICE.EVAL_ENCODER",
+        "online",
+        "TEST.AMP",
+        "True",
+        "SOLVER.AMP.DTYPE",
+        "bfloat16",
+    ]
+    whiten.main([str(run), "--output", str(tmp_path / "out"), "--opts", *options])
+    assert load_config(tmp_path / "out" / "config.yaml").MODEL.ICE.EVAL_ENCODER == "online"
+
+
+def test_clusters_of_one_image_are_refused(run, tmp_path):
+    found = extract_run(run)
+    with pytest.raises(ValueError, match="nothing to whiten by"):
+        whiten_model(found, torch.arange(len(found.features)), 0.2, tmp_path / "out")
 
 
 @pytest.mark.parametrize("heads", [{"EMBEDDING_DIM": 16}, {"WITH_BNNECK": False}], ids=["convolution", "no neck"])

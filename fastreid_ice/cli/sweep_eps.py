@@ -16,6 +16,7 @@ from torch import Tensor
 from fastreid_ice.clustering import Clusterer, ClusteringConfig, Tracks
 from fastreid_ice.clustering.clusterer import without_cameras
 from fastreid_ice.clustering.eps_sweep import SweepRow, check_values, suggest, sweep
+from fastreid_ice.clustering.tracks import NONE
 from fastreid_ice.clustering.within_class import within_class_normalized
 from fastreid_ice.engine.clustering_config import clustering_config
 from fastreid_ice.engine.run_features import FEATURES_FILE, extract_run, read_features, save_features
@@ -86,16 +87,25 @@ def _load(args: Namespace, output: Path) -> tuple[Tensor, Tensor | None, Tracks 
     overrides = [text for key, value in given.items() for text in (f"CLUSTERING.{key.upper()}", str(value))]
     found = extract_run(args.run, [*args.opts, *overrides])
     config = clustering_config(found.cfg, seed=args.seed)
-    cameras = found.images.camids if found.cfg.DATASETS.USE_CAMERAS else None
     if config.camera_normalization:
+        cameras = found.images.camids if found.cfg.DATASETS.USE_CAMERAS else None
         found = replace(found, features=without_cameras(found.features, cameras))
     if config.wccn_rounds:
-        before = replace(config, camera_normalization=False, wccn_rounds=config.wccn_rounds - 1)
-        labels = Clusterer(before)(found.features, cameras, tracks=found.images.tracks).labels
-        found = replace(found, features=within_class_normalized(found.features, labels, config.wccn_shrinkage))
+        found = replace(found, features=_whitened(found.features, config))
     save_features(output / FEATURES_FILE, found.features, found.images, config)
     sys.stdout.write(f"Features of {found.checkpoint} kept in {output / FEATURES_FILE} (for --features)\n\n")
     return found.features, found.images.identities, found.images.tracks, config
+
+
+def _whitened(features: Tensor, config: ClusteringConfig) -> Tensor:
+    """The features that the run clusters last, whitened by the clusters of its own eps and min_samples."""
+    if config.tracks != NONE:
+        raise ValueError(
+            f"CLUSTERING.WCCN_ROUNDS is {config.wccn_rounds} and CLUSTERING.TRACKS {config.tracks!r}, of which the "
+            "sweep can follow one: set CLUSTERING.WCCN_ROUNDS 0 or CLUSTERING.TRACKS none behind --opts."
+        )
+    before = replace(config, method="jaccard_dbscan", camera_normalization=False, wccn_rounds=config.wccn_rounds - 1)
+    return within_class_normalized(features, Clusterer(before)(features).labels, config.wccn_shrinkage)
 
 
 def _output(args: Namespace) -> Path:

@@ -12,6 +12,7 @@ import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is importe
 
 from fastreid_ice.cli.label_images import read_clusters
 from fastreid_ice.clustering import Clusterer
+from fastreid_ice.data.labelled_folder import check_new_folder
 from fastreid_ice.engine.clustering_config import clustering_config
 from fastreid_ice.engine.run_features import extract_run
 from fastreid_ice.engine.whitening import save_whitened, whiten_model
@@ -34,8 +35,7 @@ def parser() -> ArgumentParser:
 def run(args: Namespace) -> Path:
     """Extract, cluster, whiten and write. Returns the checkpoint."""
     check_folder_for_output(args.output, "--output")
-    if (args.output / CONFIG_FILE).exists():
-        raise FileExistsError(f"{args.output} holds a run already; name another --output, or remove it")
+    check_new_folder(args.output)
     found = extract_run(args.run, args.opts)
     cfg, images = found.cfg, found.images
     if args.clusters is not None:
@@ -49,7 +49,9 @@ def run(args: Namespace) -> Path:
             f"All {len(labels)} images are outliers: there is no cluster to whiten by. Raise CLUSTERING.EPS or lower "
             "CLUSTERING.MIN_SAMPLES behind --opts."
         )
-    checkpoint = save_whitened(whiten_model(found, labels, cfg.CLUSTERING.WCCN_SHRINKAGE, args.output), args.output)
+    checkpoint = save_whitened(
+        whiten_model(found, labels, cfg.CLUSTERING.WCCN_SHRINKAGE, args.output, args.opts), args.output
+    )
     sys.stdout.write(
         f"{checkpoint}: {found.checkpoint}, whitened by {int(labels.max()) + 1} clusters of "
         f"{int((labels >= 0).sum())} images\nTo evaluate it:\n  tools/train_net.py --config-file "

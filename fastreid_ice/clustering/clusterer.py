@@ -15,7 +15,7 @@ from fastreid_ice.camera_normalization import camera_normalized
 from fastreid_ice.clustering import distributed
 from fastreid_ice.clustering.config import ClusteringConfig
 from fastreid_ice.clustering.costs import Costs
-from fastreid_ice.clustering.methods import METHODS, ImageFacts, check_cameras
+from fastreid_ice.clustering.methods import GROUND_TRUTH, METHODS, ImageFacts, check_cameras
 from fastreid_ice.clustering.prepare import prepare_features
 from fastreid_ice.clustering.tracks import (
     MUST_AND_CANNOT_LINK,
@@ -28,7 +28,7 @@ from fastreid_ice.clustering.tracks import (
     track_rows,
     track_spans,
 )
-from fastreid_ice.clustering.within_class import within_class_normalized
+from fastreid_ice.clustering.within_class import mapped, whitening, within_class_covariance
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +45,11 @@ class ClusteringResult:
             CLUSTERING.TRACKS "tracks" before them; the latter also "separation" behind. CLUSTERING.WCCN_ROUNDS adds
             "whitening", and a stage of several rounds counts all of them.
         process_peak_mb: for the same stages, the most memory in MiB that the whole process had used from its start to
-            the end of the stage, so that it never falls: resident memory, or allocated memory of the accelerator where
-            the features are on one. Without entries where the system does not tell (Windows).
+            the end of the stage, of a stage of several rounds to the end of its last: resident memory, or allocated
+            memory of the accelerator where the features are on one. Without entries where the system does not tell
+            (Windows).
         knn_recall: lowest share, over the ranks, of the true neighbours that an approximate search found on a
-            sample (see :func:`approximate_neighbors`); None if the search was exact.
+            sample (see :func:`approximate_neighbors`), in the last round; None if the search was exact.
     """
 
     labels: Tensor
@@ -157,13 +158,26 @@ class Clusterer:
     def _labels(self, features: Tensor, images: ImageFacts, costs: Costs) -> Tensor:
         """The labels of all rows, after the rounds that CLUSTERING.WCCN_ROUNDS asks for."""
         labels = self._method_labels(features, images, costs)
-        for _ in range(self.config.wccn_rounds):
+        rounds = 0 if self.config.method == GROUND_TRUTH else self.config.wccn_rounds  # which no features change
+        for _ in range(rounds):
             if not bool((labels >= 0).any()):
                 break
-            with costs.stage("whitening"):
-                whitened = within_class_normalized(features, labels, self.config.wccn_shrinkage)
-            labels = self._method_labels(whitened, images, costs)
+            labels = self._method_labels(self._whitened(features, labels, costs), images, costs)
         return labels
+
+    def _whitened(self, features: Tensor, labels: Tensor, costs: Costs) -> Tensor:
+        """By the map that the first rank computes: the others' may differ in the last bit. As they are where unused."""
+        with costs.stage("whitening"):
+            matrix = None
+            if distributed.is_first():
+                matrix = whitening(within_class_covariance(features, labels), self.config.wccn_shrinkage).cpu()
+            if not METHODS[self.config.method].collective:
+                return features if matrix is None else mapped(features, matrix)
+            if distributed.in_group():
+                sent = None if matrix is None else [matrix.numpy()]
+                matrix = torch.from_numpy(distributed.broadcast_arrays(sent)[0])
+            assert matrix is not None
+            return mapped(features, matrix)
 
     def _method_labels(self, features: Tensor, images: ImageFacts, costs: Costs) -> Tensor:
         """The method's labels of all rows, checked, the same on all ranks."""

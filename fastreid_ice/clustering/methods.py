@@ -75,6 +75,7 @@ class Method:
 
 
 METHODS: dict[str, Method] = {}
+GROUND_TRUTH = "ground_truth"
 
 
 def register_method(
@@ -226,7 +227,7 @@ def _ground_truth_advice(config: ClusteringConfig, num_clusters: int, num_outlie
     return f"The training set has {num_clusters} identities: add images of others"
 
 
-@register_method("ground_truth", advice=_ground_truth_advice)
+@register_method(GROUND_TRUTH, advice=_ground_truth_advice)
 def ground_truth(features: Tensor, images: ImageFacts, config: ClusteringConfig, costs: Costs) -> Tensor:
     """The true identities, the upper bound of the paper's tables.
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastreid_ice.precision import exact_float32
+
 PIECE_ROWS = 4096  # rows whose deviations are made at a time
 
 
@@ -41,9 +43,10 @@ def within_class_covariance(features: Tensor, labels: Tensor) -> Tensor:
         means.index_add_(0, owners[rows], features[rows].double())
     means /= torch.bincount(owners[members], minlength=clusters)[:, None]
     covariance = means.new_zeros(features.shape[1], features.shape[1])
-    for rows in members.split(PIECE_ROWS):
-        deviations = (features[rows].double() - means[owners[rows]]).float()
-        covariance += (deviations.t() @ deviations).double()
+    with exact_float32(features.device):
+        for rows in members.split(PIECE_ROWS):
+            deviations = (features[rows].double() - means[owners[rows]]).float()
+            covariance += (deviations.t() @ deviations).double()
     return covariance / max(1, len(members))
 
 
@@ -66,7 +69,15 @@ def whitening(covariance: Tensor, shrinkage: float) -> Tensor:
     if not scale > 0:
         return identity
     values, vectors = torch.linalg.eigh((1 - shrinkage) * covariance / scale + shrinkage * identity)
+    values = values.clamp(min=shrinkage)  # none is below that but by rounding
     return (vectors * (values / values[0]).rsqrt()) @ vectors.t()
+
+
+def mapped(features: Tensor, matrix: Tensor) -> Tensor:
+    """(N, D) float32 rows times a (D, D) map, of unit length; a row of zeros stays one."""
+    with exact_float32(features.device):
+        rows = features @ matrix.to(features)
+    return F.normalize(rows, dim=1, out=rows)
 
 
 def within_class_normalized(features: Tensor, labels: Tensor, shrinkage: float) -> Tensor:
@@ -80,6 +91,4 @@ def within_class_normalized(features: Tensor, labels: Tensor, shrinkage: float) 
     Returns:
         (N, D) float32 rows of unit length; a row of zeros stays one.
     """
-    matrix = whitening(within_class_covariance(features, labels), shrinkage).float()
-    whitened = features @ matrix
-    return F.normalize(whitened, dim=1, out=whitened)
+    return mapped(features, whitening(within_class_covariance(features, labels), shrinkage))

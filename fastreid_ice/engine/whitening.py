@@ -8,8 +8,10 @@ export need to know nothing of it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastreid_ice.clustering.within_class import whitening, within_class_covariance
+from fastreid_ice.config_files import load_config
 from fastreid_ice.engine.checkpoints import TrainedModel, load_trained_model
 from fastreid_ice.engine.run_features import RunFeatures
 from fastreid_ice.files import replacing
@@ -38,13 +41,17 @@ class WhitenedModel:
     Attributes:
         model: in evaluation mode.
         cfg: its config: that of the run, with MODEL.HEADS.EMBEDDING_DIM and OUTPUT_DIR of its own.
+        extras: what the run's checkpoint holds beside the weights.
     """
 
     model: ICE
     cfg: CfgNode
+    extras: Mapping[str, Any]
 
 
-def whiten_model(found: RunFeatures, labels: Tensor, shrinkage: float, output: Path) -> WhitenedModel:
+def whiten_model(
+    found: RunFeatures, labels: Tensor, shrinkage: float, output: Path, opts: Sequence[Any] = ()
+) -> WhitenedModel:
     """Build the model of a run anew, with the map behind both encoders' embeddings.
 
     Args:
@@ -52,16 +59,19 @@ def whiten_model(found: RunFeatures, labels: Tensor, shrinkage: float, output: P
         labels: (N,) int64 clusters of these, -1 = outlier.
         shrinkage: share of the identity in the covariance, in (0, 1].
         output: folder of the new model, for its config.
+        opts: KEY, VALUE, ... on top of the run's config, with which the features were extracted.
 
     Raises:
-        ValueError: the model's neck is not one that a map can be put into.
+        ValueError: images of one cluster do not differ, or the model's neck is not one that a map can be put into.
         RuntimeError: the new model's embeddings are not the old one's behind the map.
     """
-    trained = load_trained_model(found.checkpoint, device="cpu")
+    trained = load_trained_model(found.checkpoint, opts=opts, device="cpu")
     model = trained.model
-    if not isinstance(model, ICE):
-        raise ValueError(f"{found.checkpoint} is a {type(model).__name__}, not an ICE model")
-    matrix = whitening(within_class_covariance(found.features, labels), shrinkage)
+    assert isinstance(model, ICE)
+    covariance = within_class_covariance(found.features, labels)
+    if not bool(covariance.any()):
+        raise ValueError("No cluster has two images that differ: there is nothing to whiten by.")
+    matrix = whitening(covariance, shrinkage)
     state = model.state_dict()
     for prefix, heads in (("heads.", model.heads), ("momentum_encoder.heads.", model.momentum_encoder.heads)):
         for name in [name for name in state if name.startswith(f"{prefix}bottleneck.")]:
@@ -69,24 +79,27 @@ def whiten_model(found: RunFeatures, labels: Tensor, shrinkage: float, output: P
         state.update(
             {f"{prefix}bottleneck.{name}": value for name, value in _mapped_neck(heads.bottleneck, matrix).items()}
         )
-    cfg = trained.cfg.clone()
-    cfg.defrost()
+    built = trained.cfg.clone()
+    built.defrost()
+    built.MODEL.HEADS.EMBEDDING_DIM = len(matrix)
+    whitened = build_model(built).eval()
+    whitened.load_state_dict(state)
+    for either in (model, whitened):  # compared in float32
+        either.eval_dtype = None
+    _check_same(trained, whitened, matrix)
+    cfg = load_config(found.checkpoint.parent / CONFIG_FILE, opts)  # with device and start weights as they were
     cfg.MODEL.HEADS.EMBEDDING_DIM = len(matrix)
     cfg.OUTPUT_DIR = str(output)
-    whitened = build_model(cfg).eval()
-    whitened.load_state_dict(state)
-    _check_same(trained, whitened, matrix)
-    cfg.MODEL.DEVICE = found.cfg.MODEL.DEVICE
-    return WhitenedModel(whitened, cfg)
+    return WhitenedModel(whitened, cfg, trained.extras)
 
 
 def save_whitened(whitened: WhitenedModel, output: Path) -> Path:
     """Write weights and config into a folder, from which evaluation and export take them. Returns the checkpoint."""
     output.mkdir(parents=True, exist_ok=True)
+    with replacing(output / CHECKPOINT) as temporary:
+        torch.save({**whitened.extras, "model": whitened.model.state_dict()}, temporary)
     with replacing(output / CONFIG_FILE) as temporary:
         temporary.write_text(whitened.cfg.dump(), encoding="utf-8")
-    with replacing(output / CHECKPOINT) as temporary:
-        torch.save({"model": whitened.model.state_dict()}, temporary)
     return output / CHECKPOINT
 
 
