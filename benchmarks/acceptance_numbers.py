@@ -21,6 +21,7 @@ from torch import Tensor
 from benchmarks.acceptance_place import DATA, Findings, Place, load_numbers
 from benchmarks.step import build, our_step, random_batch
 from fastreid_ice.clustering import Clusterer, ClusteringConfig
+from fastreid_ice.clustering.quality import agreement
 from fastreid_ice.config_files import locate
 from fastreid_ice.data.datasets import load_training_images
 from fastreid_ice.data.loaders import build_feature_loader
@@ -164,6 +165,12 @@ def labels(place: Place, found: Findings) -> None:
             clusterer = Clusterer(ClusteringConfig(eps=eps, backend=backend))
             same = np.array_equal(clusterer(features.to(place.device)).labels.cpu().numpy(), expected)
             found.holds(f"{name}, eps {eps}: {backend}", same)
+    features = cases[0][1]
+    again = Clusterer(ClusteringConfig(wccn_rounds=1))
+    on_device, on_cpu = (again(features.to(device)).labels.numpy() for device in (place.device, "cpu"))
+    found.at_most(
+        "clustered again after whitening: 1 - ARI with the CPU's labels", 1 - agreement(on_device, on_cpu), 0.01
+    )
 
 
 def _market_labels() -> list[tuple[str, Tensor, float, np.ndarray]]:
