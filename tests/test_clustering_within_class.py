@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import adjusted_rand_score
 
-from fastreid_ice.clustering import Clusterer, ClusteringConfig
+from fastreid_ice.clustering import Clusterer, ClusteringConfig, Tracks
 from fastreid_ice.clustering import within_class as module
 from fastreid_ice.clustering.within_class import whitening, within_class_covariance, within_class_normalized
 from tests.clustering_features import blobs
@@ -104,8 +104,6 @@ def test_outliers_only_are_left_alone():
 
 
 def test_tracks_are_rows_of_the_covariance_too():
-    from fastreid_ice.clustering import Tracks
-
     features = blobs(6, 10)
     tracks = Tracks(torch.arange(len(features)) // 2)
     config = replace(CONFIG, k1=5, min_samples=2, tracks="must_link", wccn_rounds=1)

@@ -112,10 +112,10 @@ def test_options_choose_the_encoder_for_features_and_weights(run, tmp_path):
     assert load_config(tmp_path / "out" / "config.yaml").MODEL.ICE.EVAL_ENCODER == "online"
 
 
-def test_clusters_of_one_image_are_refused(run, tmp_path):
+def test_clusters_of_one_image_are_refused(run):
     found = extract_run(run)
     with pytest.raises(ValueError, match="nothing to whiten by"):
-        whiten_model(found, torch.arange(len(found.features)), 0.2, tmp_path / "out")
+        whiten_model(found, torch.arange(len(found.features)))
 
 
 @pytest.mark.parametrize("heads", [{"EMBEDDING_DIM": 16}, {"WITH_BNNECK": False}], ids=["convolution", "no neck"])

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastreid_ice.clustering import Clusterer
 from fastreid_ice.clustering.centroids import centroid_distances
 from fastreid_ice.clustering.clusterer import checked_labels
 from fastreid_ice.data.datasets import TrainingImages
@@ -29,7 +28,7 @@ from fastreid_ice.data.labelled_folder import (
     write_market_folder,
 )
 from fastreid_ice.engine.clustering_config import clustering_config
-from fastreid_ice.engine.run_features import FEATURES_FILE, RunFeatures, extract_run, save_features
+from fastreid_ice.engine.run_features import FEATURES_FILE, RunFeatures, cluster_run, extract_run, save_features
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.files import check_folder_for_output, write_csv
 from fastreid_ice.report import run_files
@@ -64,7 +63,7 @@ def run(args: Namespace) -> Tensor:
     _check(args)
     found = extract_run(args.run, args.opts, check=None if args.market is None else _check_cameras)
     images = found.images
-    labels = _cluster(found) if args.clusters is None else read_clusters(args.clusters, images.paths)
+    labels = cluster_run(found) if args.clusters is None else read_clusters(args.clusters, images.paths)
     if not bool((labels >= 0).any()):
         raise ValueError(
             f"All {len(labels)} images are outliers: there is no identity to write. Raise CLUSTERING.EPS or lower "
@@ -144,13 +143,6 @@ def _check(args: Namespace) -> None:
 
 def _check_cameras(images: TrainingImages) -> None:
     check_market_cameras(_cameras(images))
-
-
-def _cluster(found: RunFeatures) -> Tensor:
-    cfg, images = found.cfg, found.images
-    clusterer = Clusterer(clustering_config(cfg, seed=max(0, cfg.SEED)))
-    cameras = images.camids if cfg.DATASETS.USE_CAMERAS else None
-    return clusterer(found.features, cameras, images.paths, images.identities, images.tracks).labels
 
 
 def _cameras(images: TrainingImages) -> np.ndarray:

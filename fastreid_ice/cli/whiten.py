@@ -11,10 +11,8 @@ from pathlib import Path
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 from fastreid_ice.cli.label_images import read_clusters
-from fastreid_ice.clustering import Clusterer
 from fastreid_ice.data.labelled_folder import check_new_folder
-from fastreid_ice.engine.clustering_config import clustering_config
-from fastreid_ice.engine.run_features import extract_run
+from fastreid_ice.engine.run_features import cluster_run, extract_run
 from fastreid_ice.engine.whitening import save_whitened, whiten_model
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.files import check_folder_for_output
@@ -37,21 +35,13 @@ def run(args: Namespace) -> Path:
     check_folder_for_output(args.output, "--output")
     check_new_folder(args.output)
     found = extract_run(args.run, args.opts)
-    cfg, images = found.cfg, found.images
-    if args.clusters is not None:
-        labels = read_clusters(args.clusters, images.paths)
-    else:
-        cameras = images.camids if cfg.DATASETS.USE_CAMERAS else None
-        clusterer = Clusterer(clustering_config(cfg, seed=max(0, cfg.SEED)))
-        labels = clusterer(found.features, cameras, images.paths, images.identities, images.tracks).labels
+    labels = cluster_run(found) if args.clusters is None else read_clusters(args.clusters, found.images.paths)
     if not bool((labels >= 0).any()):
         raise ValueError(
             f"All {len(labels)} images are outliers: there is no cluster to whiten by. Raise CLUSTERING.EPS or lower "
             "CLUSTERING.MIN_SAMPLES behind --opts."
         )
-    checkpoint = save_whitened(
-        whiten_model(found, labels, cfg.CLUSTERING.WCCN_SHRINKAGE, args.output, args.opts), args.output
-    )
+    checkpoint = save_whitened(whiten_model(found, labels, args.opts), args.output)
     sys.stdout.write(
         f"{checkpoint}: {found.checkpoint}, whitened by {int(labels.max()) + 1} clusters of "
         f"{int((labels >= 0).sum())} images\nTo evaluate it:\n  tools/train_net.py --config-file "

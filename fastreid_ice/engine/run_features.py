@@ -17,10 +17,11 @@ import torch
 from fastreid.config import CfgNode
 from torch import Tensor
 
-from fastreid_ice.clustering import ClusteringConfig, Tracks
+from fastreid_ice.clustering import Clusterer, ClusteringConfig, Tracks
 from fastreid_ice.data.datasets import TrainingImages, load_training_images
 from fastreid_ice.data.loaders import build_feature_loader
 from fastreid_ice.engine.checkpoints import load_trained_model
+from fastreid_ice.engine.clustering_config import clustering_config
 from fastreid_ice.engine.extraction import FeatureExtractor
 from fastreid_ice.files import replacing
 
@@ -76,6 +77,14 @@ def extract_run(
     logger.info("Extracting the features of %d images with %s", len(images), trained.checkpoint)
     features = FeatureExtractor(len(images))(trained.model, build_feature_loader(trained.cfg, images))
     return RunFeatures(features.cpu(), images, trained.cfg, trained.checkpoint)
+
+
+def cluster_run(found: RunFeatures) -> Tensor:
+    """(N,) int64 labels of a run's images, -1 = outlier, as its config clusters them at the end of its training."""
+    cfg, images = found.cfg, found.images
+    clusterer = Clusterer(clustering_config(cfg, seed=max(0, cfg.SEED)))
+    cameras = images.camids if cfg.DATASETS.USE_CAMERAS else None
+    return clusterer(found.features, cameras, images.paths, images.identities, images.tracks).labels
 
 
 class StoredFeatures(NamedTuple):

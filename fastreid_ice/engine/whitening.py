@@ -40,7 +40,7 @@ class WhitenedModel:
 
     Attributes:
         model: in evaluation mode.
-        cfg: its config: that of the run, with MODEL.HEADS.EMBEDDING_DIM and OUTPUT_DIR of its own.
+        cfg: its config: that of the run, with MODEL.HEADS.EMBEDDING_DIM of its own.
         extras: what the run's checkpoint holds beside the weights.
     """
 
@@ -49,16 +49,12 @@ class WhitenedModel:
     extras: Mapping[str, Any]
 
 
-def whiten_model(
-    found: RunFeatures, labels: Tensor, shrinkage: float, output: Path, opts: Sequence[Any] = ()
-) -> WhitenedModel:
+def whiten_model(found: RunFeatures, labels: Tensor, opts: Sequence[Any] = ()) -> WhitenedModel:
     """Build the model of a run anew, with the map behind both encoders' embeddings.
 
     Args:
         found: the features of the run's training images, and the checkpoint that made them.
         labels: (N,) int64 clusters of these, -1 = outlier.
-        shrinkage: share of the identity in the covariance, in (0, 1].
-        output: folder of the new model, for its config.
         opts: KEY, VALUE, ... on top of the run's config, with which the features were extracted.
 
     Raises:
@@ -71,7 +67,7 @@ def whiten_model(
     covariance = within_class_covariance(found.features, labels)
     if not bool(covariance.any()):
         raise ValueError("No cluster has two images that differ: there is nothing to whiten by.")
-    matrix = whitening(covariance, shrinkage)
+    matrix = whitening(covariance, found.cfg.CLUSTERING.WCCN_SHRINKAGE)
     state = model.state_dict()
     for prefix, heads in (("heads.", model.heads), ("momentum_encoder.heads.", model.momentum_encoder.heads)):
         for name in [name for name in state if name.startswith(f"{prefix}bottleneck.")]:
@@ -89,17 +85,18 @@ def whiten_model(
     _check_same(trained, whitened, matrix)
     cfg = load_config(found.checkpoint.parent / CONFIG_FILE, opts)  # with device and start weights as they were
     cfg.MODEL.HEADS.EMBEDDING_DIM = len(matrix)
-    cfg.OUTPUT_DIR = str(output)
     return WhitenedModel(whitened, cfg, trained.extras)
 
 
 def save_whitened(whitened: WhitenedModel, output: Path) -> Path:
     """Write weights and config into a folder, from which evaluation and export take them. Returns the checkpoint."""
+    cfg = whitened.cfg.clone()
+    cfg.OUTPUT_DIR = str(output)
     output.mkdir(parents=True, exist_ok=True)
     with replacing(output / CHECKPOINT) as temporary:
         torch.save({**whitened.extras, "model": whitened.model.state_dict()}, temporary)
     with replacing(output / CONFIG_FILE) as temporary:
-        temporary.write_text(whitened.cfg.dump(), encoding="utf-8")
+        temporary.write_text(cfg.dump(), encoding="utf-8")
     return output / CHECKPOINT
 
 
@@ -114,7 +111,9 @@ def _mapped_neck(neck: nn.Sequential, matrix: Tensor) -> dict[str, Tensor]:
     if layers:
         norm = layers.pop()
         if layers or not isinstance(norm, _BatchNorm) or norm.running_var is None or norm.running_mean is None:
-            raise ValueError(f"MODEL.HEADS.NORM: a map can be put into a batch normalisation, not into {neck}")
+            raise ValueError(
+                f"MODEL.HEADS.NORM: a map can be put into a batch normalisation, not {type(norm).__name__}"
+            )
         scale = norm.weight.detach().double() * (norm.running_var.double() + norm.eps).rsqrt()
         offset = norm.bias.detach().double() - norm.running_mean.double() * scale
         mapped = {f"1.{name}": value.clone() for name, value in norm.state_dict().items()}
