@@ -21,6 +21,7 @@ from fastreid_ice.engine.configure import adapt_to_device
 from fastreid_ice.engine.loss_log import LossLog
 from fastreid_ice.engine.optimizer import build_optimizer
 from fastreid_ice.engine.step import TrainingStep
+from fastreid_ice.modeling import cuda_graphs
 from fastreid_ice.modeling.cuda_graphs import GraphedPasses
 from tests import recorded_graphs
 from tests.conftest import ROOT, ice_config
@@ -192,6 +193,24 @@ def test_a_weight_of_two_modules_counts_once(graphs):
     images = torch.rand(3, 4)
     GraphedPasses()("online", layer, (layer, nn.Sequential(layer)), images).sum().backward()
     assert torch.equal(layer.bias.grad, torch.full((2,), 3.0))
+
+
+def test_a_weight_that_is_used_several_times_in_mixed_precision(graphs):
+    """Its gradients are summed in bfloat16, by the graph too; after a step the graph casts the new weight."""
+    torch.manual_seed(0)
+    layer, images, passes = nn.Linear(8, 8), torch.randn(16, 8), GraphedPasses()
+
+    def run(rows):
+        return sum(layer(scale * rows) for scale in (1, 3, 7))
+
+    for _ in range(2):
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # keeps the copy that the first of the two makes
+            features = [run(images), passes("online", cuda_graphs._within(torch.bfloat16, run), (layer,), images)]
+        assert torch.equal(*features)
+        expected, given = (torch.autograd.grad(rows.float().square().sum(), layer.weight)[0] for rows in features)
+        assert torch.equal(expected, given)
+        with torch.no_grad():
+            layer.weight -= 0.01 * expected
 
 
 def test_the_model_itself_refuses_a_source():
