@@ -69,8 +69,8 @@ def _within(dtype: torch.dtype | None, run: Pass) -> Pass:
     """The pass in the precision of its caller, with copies of the weights that are its own.
 
     Autocast keeps the copy of a weight for the passes to come; one from outside would be recorded as it was, one from
-    inside would lie in the graph's memory. Within the pass there must be one copy: the gradients of a weight that is used
-    several times are summed in its precision (OSNet's gates), and a sum of float32 ones is another number.
+    inside would lie in the graph's memory. Within the pass there must be one copy: the gradients of a weight that is
+    used several times are summed in its precision (OSNet's gates), and a sum of float32 ones is another number.
     """
 
     def in_precision(images: Tensor) -> Tensor:
