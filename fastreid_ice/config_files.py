@@ -26,6 +26,7 @@ from fastreid_ice.errors import closest, listed
 from fastreid_ice.model_zoo import config_files, get_config_file
 
 IMPORTS = "MODEL.ICE.IMPORTS"
+BASE_CONFIG = "ICE/Base-ICE.yml"  # with which runs are compared
 
 
 def load_config(config_file: str | Path, opts: Sequence[Any] = ()) -> CfgNode:

@@ -15,6 +15,7 @@ from fastreid_ice.config_files import locate
 from fastreid_ice.cores import usable_cores
 from fastreid_ice.engine import ICETrainer, setup
 from fastreid_ice.engine.checkpoints import load_weights
+from fastreid_ice.engine.evaluation_record import record_evaluation
 from fastreid_ice.engine.process_memory import keep_freed_memory
 from fastreid_ice.engine.reporting import write_report
 from fastreid_ice.errors import told_in_one_line
@@ -36,8 +37,11 @@ def run(args: Namespace) -> dict | None:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # torch does not ask the container
     if args.eval_only:
         model = ICETrainer.build_model(cfg)
-        load_weights(model, cfg.MODEL.WEIGHTS)
-        return ICETrainer.test(cfg, model)
+        extras = load_weights(model, cfg.MODEL.WEIGHTS)
+        scores = ICETrainer.test(cfg, model)
+        if comm.is_main_process():
+            record_evaluation(cfg, extras, scores)
+        return scores
     trainer = ICETrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     scores = trainer.train()

@@ -23,14 +23,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastreid_ice.clustering.within_class import whitening, within_class_covariance
-from fastreid_ice.config_files import load_config
+from fastreid_ice.config_files import BASE_CONFIG, load_config
 from fastreid_ice.engine.checkpoints import TrainedModel, load_trained_model
 from fastreid_ice.engine.run_features import RunFeatures
 from fastreid_ice.files import replacing
 from fastreid_ice.modeling import ICE
+from fastreid_ice.report.derived import derived_manifest
+from fastreid_ice.report.manifest import FILE_NAME, read_manifest, write_manifest
 from fastreid_ice.report.run_files import CONFIG_FILE
 
 CHECKPOINT = "model_final.pth"
+EMBEDDING = "MODEL.HEADS.EMBEDDING_DIM"
 SAME = 1e-4  # how far an embedding of unit length may be from that of the map computed behind the model
 
 
@@ -42,11 +45,13 @@ class WhitenedModel:
         model: in evaluation mode.
         cfg: its config: that of the run, with MODEL.HEADS.EMBEDDING_DIM of its own.
         extras: what the run's checkpoint holds beside the weights.
+        manifest: of the run; None where it has none that can be read.
     """
 
     model: ICE
     cfg: CfgNode
     extras: Mapping[str, Any]
+    manifest: Mapping[str, Any] | None
 
 
 def whiten_model(found: RunFeatures, labels: Tensor, opts: Sequence[Any] = ()) -> WhitenedModel:
@@ -85,11 +90,19 @@ def whiten_model(found: RunFeatures, labels: Tensor, opts: Sequence[Any] = ()) -
     _check_same(trained, whitened, matrix)
     cfg = load_config(found.checkpoint.parent / CONFIG_FILE, opts)  # with device and start weights as they were
     cfg.MODEL.HEADS.EMBEDDING_DIM = len(matrix)
-    return WhitenedModel(whitened, cfg, trained.extras)
+    try:
+        manifest = read_manifest(found.checkpoint.parent)
+    except (OSError, ValueError):
+        manifest = None
+    return WhitenedModel(whitened, cfg, trained.extras, manifest)
 
 
 def save_whitened(whitened: WhitenedModel, output: Path) -> Path:
-    """Write weights and config into a folder, from which evaluation and export take them. Returns the checkpoint."""
+    """Write weights, config and manifest into a folder, from which evaluation and export take them.
+
+    Returns:
+        The checkpoint.
+    """
     cfg = whitened.cfg.clone()
     cfg.OUTPUT_DIR = str(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -97,6 +110,10 @@ def save_whitened(whitened: WhitenedModel, output: Path) -> Path:
         torch.save({**whitened.extras, "model": whitened.model.state_dict()}, temporary)
     with replacing(output / CONFIG_FILE) as temporary:
         temporary.write_text(cfg.dump(), encoding="utf-8")
+    if whitened.manifest is not None:
+        changes = {EMBEDDING: cfg.MODEL.HEADS.EMBEDDING_DIM, "OUTPUT_DIR": output.name}
+        base = load_config(BASE_CONFIG)
+        write_manifest(output / FILE_NAME, derived_manifest(whitened.manifest, changes, base, how="whitened"))
     return output / CHECKPOINT
 
 

@@ -10,26 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from fastreid_ice.report.manifest import FILE_NAME, flatten, plain_config, versions
+from fastreid_ice.report.derived import scored_otherwise
+from fastreid_ice.report.manifest import FILE_NAME, plain_config, versions
 from fastreid_ice.report.records import SCORES, best_record, last_record, score_key
 from fastreid_ice.report.run_files import CLUSTERS_FILE, RECORDS_FILE, read_clusters
 
 logger = logging.getLogger(__name__)
-
-
-# What the scores of a checkpoint depend on; of TEST only what changes them.
-_SCORED = (
-    "MODEL.ICE.EVAL_ENCODER",
-    "MODEL.PIXEL_MEAN",
-    "MODEL.PIXEL_STD",
-    "MODEL.HEADS",
-    "INPUT.SIZE_TEST",
-    "TEST.METRIC",
-    "TEST.FLIP",
-    "TEST.RERANK",
-    "TEST.AQE",
-    "TEST.CAMERA_NORMALIZATION",
-)
 
 
 def model_card(
@@ -66,6 +52,7 @@ def model_card(
         **more,
         "datasets": {"train": list(cfg["DATASETS"]["NAMES"]), "tests": list(evaluated["DATASETS"]["TESTS"])},
         "checkpoint": checkpoint.name,
+        "method": manifest.get("name"),
         "epoch": None if epoch is None else int(epoch) + 1,
         "selected_by": selection(checkpoint.name),
         "encoder": cfg["MODEL"]["ICE"]["EVAL_ENCODER"],
@@ -80,13 +67,6 @@ def model_card(
         "machine": manifest.get("machine"),
         "ice_config": plain_config(own_config),
     }
-
-
-def scored_otherwise(evaluated: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[str]:
-    """The keys for which scores by one config are not those of another."""
-    before, after = flatten(evaluated), flatten(cfg)
-    of_scores = (key for key in after if any(f"{key}.".startswith(f"{group}.") for group in _SCORED))
-    return [key for key in of_scores if before.get(key) != after[key]]
 
 
 def metrics(

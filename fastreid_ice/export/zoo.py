@@ -14,11 +14,12 @@ from fastreid.modeling import build_model
 from torch import nn
 
 from fastreid_ice.engine.checkpoints import TrainedModel
-from fastreid_ice.export.card import TABLE_HEAD, model_card, scored_otherwise, start_weights, table_row
+from fastreid_ice.export.card import TABLE_HEAD, model_card, start_weights, table_row
 from fastreid_ice.export.encoder import stock_encoder
 from fastreid_ice.export.naming import method_name, test_sets_of, zoo_backbone, zoo_names
 from fastreid_ice.export.stock_config import as_yaml, stock_config
 from fastreid_ice.files import sha256
+from fastreid_ice.report.derived import scored_otherwise
 from fastreid_ice.report.tables.model import dataset_name
 
 _METHOD_TITLES = {

@@ -22,7 +22,7 @@ from fastreid_ice.report.records import SCORES, best_record, last_record, score_
 
 FORMAT = 1
 FILE_NAME = "run.json"
-STATUSES = ("running", "finished", "interrupted")
+STATUSES = ("running", "finished", "interrupted", "derived")
 
 _BACKBONES = {
     "resnet": "ResNet",
@@ -91,7 +91,6 @@ def build_manifest(
         Plain values only (dict, list, str, int, float, bool, None), as json holds them.
     """
     config = plain_config(cfg)
-    flat_base, flat = flatten(plain_config(base)), flatten(config)
     solver, datasets = config.get("SOLVER", {}), config.get("DATASETS", {})
     manifest = {
         "format": FORMAT,
@@ -116,7 +115,7 @@ def build_manifest(
         "machine": machine(gpus, threads),
         "versions": versions(),
         "commit": commit(),
-        "differences": {key: value for key, value in flat.items() if key not in flat_base or flat_base[key] != value},
+        "differences": differences(config, base),
         "config": config,
         "digests": _digests(cfg),
     }
@@ -141,7 +140,8 @@ def update_manifest(
         records: the rows of ``results.json`` so far.
         epochs_done: epochs trained so far, those before a resume included.
         seconds: that passed since the manifest was built or last updated; they add up, also over resumes.
-        status: "running", "finished" or "interrupted". A killed run stays "running" in its file.
+        status: "running", "finished" or "interrupted". A killed run stays "running" in its file. "derived" are weights
+            that were made from those of a run, not yet evaluated (:mod:`fastreid_ice.report.derived`).
 
     Raises:
         ValueError: another status.
@@ -253,6 +253,12 @@ def backbone_name(config: Mapping[str, Any]) -> str:
         name += f"-{re.sub(r'(?<=[0-9])x$', '', depth)}"
     parts = (("WITH_IBN", "-IBN"), ("WITH_SE", "-SE"), ("WITH_NL", "-NL"))
     return name + "".join(suffix for key, suffix in parts if backbone.get(key))
+
+
+def differences(config: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """The dotted keys of a plain config that another config has not, or has with another value."""
+    flat_base = flatten(plain_config(base))
+    return {key: value for key, value in flatten(config).items() if key not in flat_base or flat_base[key] != value}
 
 
 def plain_config(cfg: Mapping[str, Any]) -> dict[str, Any]:

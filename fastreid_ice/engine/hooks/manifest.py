@@ -13,13 +13,11 @@ from fastreid.config import CfgNode
 from fastreid.engine.train_loop import HookBase
 from fastreid.utils import comm
 
-from fastreid_ice.config_files import load_config
+from fastreid_ice.config_files import BASE_CONFIG, load_config
 from fastreid_ice.data.datasets import TrainingImages
 from fastreid_ice.engine.hooks.checkpointing import RunState
 from fastreid_ice.engine.hooks.recorder import EpochRecorder
 from fastreid_ice.report.manifest import FILE_NAME, build_manifest, read_manifest, update_manifest, write_manifest
-
-BASE_CONFIG = "ICE/Base-ICE.yml"
 
 
 class ManifestHook(HookBase):

@@ -86,6 +86,8 @@ def _why_not(run: Run, unfinished: bool) -> str:
     done, planned = run.manifest["epochs_done"], run.manifest["epochs"]
     if not run.tests:
         return "it has no test set (DATASETS.TESTS is empty)"
+    if run.manifest["status"] == "derived":
+        return "its weights were made from those of another run, and are not evaluated: tools/train_net.py --eval-only"
     if not run.finished and not unfinished:
         return f"it is not finished (epoch {done} of {planned}, {run.manifest['status']}); --unfinished shows it"
     if not run.finished and last_record(run.records, run.tests) is None:
