@@ -38,10 +38,10 @@ def run(args: Namespace) -> dict | None:
     if args.eval_only:
         model = ICETrainer.build_model(cfg)
         extras = load_weights(model, cfg.MODEL.WEIGHTS)
-        scores = ICETrainer.test(cfg, model)
+        evaluated = ICETrainer.test(cfg, model)
         if comm.is_main_process():
-            record_evaluation(cfg, extras, scores)
-        return scores
+            record_evaluation(cfg, extras, evaluated)
+        return evaluated
     trainer = ICETrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     scores = trainer.train()
