@@ -9,8 +9,9 @@ import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is importe
 
 import pytest
 import torch
+from fastreid.data.datasets.market1501 import Market1501
 
-from benchmarks import acceptance
+from benchmarks import acceptance, rendered_market
 from benchmarks.acceptance import checks
 from benchmarks.acceptance_place import Place
 from benchmarks.epoch import stages_of, table
@@ -47,6 +48,21 @@ LOG = """\
 [11/25 06:01:04] fastreid.evaluation.evaluator INFO: Total inference time: 0:00:59.500000 (1.0 s / batch per device)
 [11/25 06:01:07] fastreid.evaluation.testing INFO: Evaluation results in csv format:
 """
+
+
+def test_rendered_people_are_a_market1501(tmp_path):
+    """fastreid's own dataset reads them: identities of the two sides apart, distractors among the gallery."""
+    count = rendered_market.render(tmp_path, parts=2, identities=2, processes=1)
+    dataset = Market1501(str(tmp_path))
+    assert count == {"bounding_box_train": len(dataset.train), "query": len(dataset.query),
+                     "bounding_box_test": len(dataset.gallery)}  # fmt: skip
+    assert {item[1] for item in dataset.train} == {f"market1501_{identity}" for identity in (1, 2, 3, 4)}
+    assert {item[1] for item in dataset.query} == {751, 752, 753, 754}
+    assert {item[1] for item in dataset.gallery} == {0, 751, 752, 753, 754}
+    with pytest.raises(FileExistsError):
+        rendered_market.render(tmp_path, parts=1, identities=2)
+    with pytest.raises(ValueError, match="16 parts of 47 identities"):
+        rendered_market.render(tmp_path / "other", identities=47)
 
 
 def test_stages_of_an_epoch_by_hand():
