@@ -41,7 +41,9 @@ def run(args: Namespace) -> Path:
             f"All {len(labels)} images are outliers: there is no cluster to whiten by. Raise CLUSTERING.EPS or lower "
             "CLUSTERING.MIN_SAMPLES behind --opts."
         )
-    checkpoint = save_whitened(whiten_model(found, labels, args.opts), args.output)
+    checkpoint = save_whitened(
+        whiten_model(found, labels, args.opts, given_clusters=args.clusters is not None), args.output
+    )
     sys.stdout.write(
         f"{checkpoint}: {found.checkpoint}, whitened by {int(labels.max()) + 1} clusters of "
         f"{int((labels >= 0).sum())} images\nTo evaluate it:\n  tools/train_net.py --config-file "

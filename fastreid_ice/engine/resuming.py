@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from fastreid_ice.config_files import read_settings
 from fastreid_ice.errors import UnreadableCheckpointError, one_line
-from fastreid_ice.report.manifest import FILE_NAME, SET_ASIDE, flatten
+from fastreid_ice.report.derived import is_of_a_training
+from fastreid_ice.report.manifest import FILE_NAME, SET_ASIDE, flatten, read_manifest
 from fastreid_ice.report.run_files import CLUSTERS_FILE, CONFIG_FILE, RECORDS_FILE
 
 logger = logging.getLogger(__name__)
@@ -73,17 +74,17 @@ def resumable_checkpoints(folder: str | Path) -> list[Path]:
 
 
 def set_aside_checkpoints(folder: str | Path) -> Path | None:
-    """Move the checkpoints of a run before into a folder of their own, with its config and results.
+    """Move the checkpoints of a run before into a folder of their own, with its config and results; an evaluation too.
 
     A new run in the same folder could be killed before its first checkpoint; to resume would then go on with the old
     run. And the old run's best epoch could pass for the new one's.
 
     Returns:
-        ``earlier_run_1`` in the folder, or the next number that is free; None where there was no checkpoint.
+        ``earlier_run_1`` in the folder, or the next number that is free; None where there was neither.
     """
     folder = Path(folder)
     checkpoints = _checkpoints(folder)
-    if not checkpoints:
+    if not checkpoints and not _is_an_evaluation(folder):
         return None
     number = 1
     while (folder / f"{SET_ASIDE}_{number}").exists():
@@ -94,6 +95,13 @@ def set_aside_checkpoints(folder: str | Path) -> Path | None:
         if path.is_file():
             path.rename(target / path.name)
     return target
+
+
+def _is_an_evaluation(folder: Path) -> bool:
+    try:
+        return not is_of_a_training(read_manifest(folder))
+    except (OSError, ValueError):
+        return False
 
 
 def schedule_constants(schedules: Mapping[str, Any]) -> dict[str, Any]:

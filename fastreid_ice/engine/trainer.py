@@ -128,7 +128,7 @@ class ICETrainer(DefaultTrainer):
         comm.synchronize()  # the weights may be in the folder
         if comm.is_main_process():
             if earlier := set_aside_checkpoints(self.cfg.OUTPUT_DIR):
-                logger.warning("%s holds checkpoints of a run before: moved to %s", self.cfg.OUTPUT_DIR, earlier)
+                logger.warning("%s holds a run before: moved to %s", self.cfg.OUTPUT_DIR, earlier)
             write_config(self.cfg)
 
     def _resume(self) -> bool:

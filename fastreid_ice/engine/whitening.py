@@ -33,7 +33,6 @@ from fastreid_ice.report.manifest import FILE_NAME, read_manifest, write_manifes
 from fastreid_ice.report.run_files import CONFIG_FILE
 
 CHECKPOINT = "model_final.pth"
-EMBEDDING = "MODEL.HEADS.EMBEDDING_DIM"
 SAME = 1e-4  # how far an embedding of unit length may be from that of the map computed behind the model
 
 
@@ -46,21 +45,28 @@ class WhitenedModel:
         cfg: its config: that of the run, with MODEL.HEADS.EMBEDDING_DIM of its own.
         extras: what the run's checkpoint holds beside the weights.
         manifest: of the run; None where it has none that can be read.
+        checkpoint: name of the run's file.
+        how: what tells it from other whitened models of the run.
     """
 
     model: ICE
     cfg: CfgNode
     extras: Mapping[str, Any]
     manifest: Mapping[str, Any] | None
+    checkpoint: str
+    how: str
 
 
-def whiten_model(found: RunFeatures, labels: Tensor, opts: Sequence[Any] = ()) -> WhitenedModel:
+def whiten_model(
+    found: RunFeatures, labels: Tensor, opts: Sequence[Any] = (), given_clusters: bool = False
+) -> WhitenedModel:
     """Build the model of a run anew, with the map behind both encoders' embeddings.
 
     Args:
         found: the features of the run's training images, and the checkpoint that made them.
         labels: (N,) int64 clusters of these, -1 = outlier.
         opts: KEY, VALUE, ... on top of the run's config, with which the features were extracted.
+        given_clusters: whether they are others than those of the run's config.
 
     Raises:
         ValueError: images of one cluster do not differ, or the model's neck is not one that a map can be put into.
@@ -94,7 +100,12 @@ def whiten_model(found: RunFeatures, labels: Tensor, opts: Sequence[Any] = ()) -
         manifest = read_manifest(found.checkpoint.parent)
     except (OSError, ValueError):
         manifest = None
-    return WhitenedModel(whitened, cfg, trained.extras, manifest)
+    details = ["given clusters"] if given_clusters else []
+    for key, value in zip(opts[::2], opts[1::2]):
+        if str(key).startswith("CLUSTERING."):
+            details.append(f"{str(key).removeprefix('CLUSTERING.')} {value}")
+    how = "whitened" + f" ({', '.join(details)})" * bool(details)
+    return WhitenedModel(whitened, cfg, trained.extras, manifest, found.checkpoint.name, how)
 
 
 def save_whitened(whitened: WhitenedModel, output: Path) -> Path:
@@ -111,9 +122,10 @@ def save_whitened(whitened: WhitenedModel, output: Path) -> Path:
     with replacing(output / CONFIG_FILE) as temporary:
         temporary.write_text(cfg.dump(), encoding="utf-8")
     if whitened.manifest is not None:
-        changes = {EMBEDDING: cfg.MODEL.HEADS.EMBEDDING_DIM, "OUTPUT_DIR": output.name}
-        base = load_config(BASE_CONFIG)
-        write_manifest(output / FILE_NAME, derived_manifest(whitened.manifest, changes, base, how="whitened"))
+        manifest = derived_manifest(
+            whitened.manifest, cfg, load_config(BASE_CONFIG), checkpoint=whitened.checkpoint, how=whitened.how
+        )
+        write_manifest(output / FILE_NAME, manifest)
     return output / CHECKPOINT
 
 

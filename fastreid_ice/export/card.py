@@ -54,7 +54,7 @@ def model_card(
         "checkpoint": checkpoint.name,
         "method": manifest.get("name"),
         "epoch": None if epoch is None else int(epoch) + 1,
-        "selected_by": selection(checkpoint.name),
+        "selected_by": selection(manifest.get("derived_from", checkpoint.name)),
         "encoder": cfg["MODEL"]["ICE"]["EVAL_ENCODER"],
         "start_weights": start_weights(cfg),
         "labels": labels_used(cfg),

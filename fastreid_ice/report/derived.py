@@ -6,7 +6,9 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastreid_ice.report.manifest import differences, flatten, plain_config, update_manifest
+from fastreid_ice.report.manifest import differences, digests, flatten, plain_config, update_manifest
+
+BEST = "model_best.pth"
 
 # What the scores of a checkpoint depend on; of TEST only what changes them.
 _SCORED = (
@@ -21,8 +23,21 @@ _SCORED = (
     "TEST.AQE",
     "TEST.CAMERA_NORMALIZATION",
 )
-# What an evaluation may have of its own; in all else its config is that of the training.
-_OF_EVALUATIONS = ("DATASETS.TESTS", "TEST", "INPUT.SIZE_TEST", "MODEL.ICE.EVAL_ENCODER", "MODEL.DEVICE")
+# The images of the dataset UnlabeledFolder that are scored.
+_TEST_IMAGES = tuple(
+    f"DATASETS.FOLDER.{key}"
+    for key in (
+        "QUERY",
+        "GALLERY",
+        "TEST_IDENTITY_FROM",
+        "TEST_CAMERA_FROM",
+        "TEST_PATTERN",
+        "QUERY_CSV",
+        "GALLERY_CSV",
+    )
+)
+# What an evaluation may have of its own besides; in all else its config is that of the training.
+_BESIDE = ("DATASETS.TESTS", "TEST.ENGINE", "TEST.AMP", "MODEL.DEVICE")
 
 
 def scored_otherwise(evaluated: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[str]:
@@ -42,55 +57,81 @@ def evaluated_manifest(
 ) -> dict[str, Any]:
     """The manifest of an evaluation of a run's weights: the run's own, with other scores and keys of the evaluation.
 
+    It is finished where the run was trained to its end and the weights are its best or its last.
+
     Args:
-        source: manifest of the run.
-        cfg: the config that the weights were evaluated with.
+        source: manifest of the run, or of weights that were derived from it.
+        cfg: the config that the weights were evaluated with, its paths whole.
         base: as :func:`fastreid_ice.report.manifest.build_manifest`.
         checkpoint: name of the file.
         epoch: how many epochs it has been trained.
         records: the one row of ``results.json``.
     """
-    config = copy.deepcopy(source["config"])
-    for key, value in flatten(plain_config(cfg)).items():
-        if _within(key, _OF_EVALUATIONS):
-            _set(config, key, value)
-    manifest = {
-        **source,
-        "datasets": {**source["datasets"], "tests": list(config["DATASETS"]["TESTS"])},
-        "config": config,
-        "differences": differences(config, base),
-        "evaluated": checkpoint,
-    }
-    return update_manifest(manifest, records, epochs_done=epoch, seconds=0, status="finished")
+    evaluated = source.get("derived_from", checkpoint)
+    trained = source.get("trained", source["status"])
+    whole = trained == "finished" and (evaluated == BEST or epoch >= source["epochs"])
+    manifest = {**_with_keys_of(source, cfg, base), "trained": trained, "evaluated": evaluated}
+    status = "finished" if whole else "interrupted"
+    return update_manifest(manifest, records, epochs_done=epoch, seconds=0, status=status)
 
 
 def derived_manifest(
-    source: Mapping[str, Any], changes: Mapping[str, Any], base: Mapping[str, Any], *, how: str
+    source: Mapping[str, Any], cfg: Mapping[str, Any], base: Mapping[str, Any], *, checkpoint: str, how: str
 ) -> dict[str, Any]:
     """The manifest of weights that were made from a run's; they have no scores yet.
 
     Args:
         source: manifest of the run.
-        changes: dotted keys of the config that the new weights need, and their values.
+        cfg: the config of the new weights, its paths whole.
         base: as :func:`fastreid_ice.report.manifest.build_manifest`.
-        how: one word behind the method's name, such as "whitened".
+        checkpoint: name of the run's file that they were made from.
+        how: put behind the method's name, such as "whitened".
     """
-    config = copy.deepcopy(source["config"])
-    for key, value in changes.items():
-        _set(config, key, value)
+    manifest = {key: value for key, value in _with_keys_of(source, cfg, base).items() if key != "evaluated"}
     return {
-        **{key: value for key, value in source.items() if key != "evaluated"},
+        **manifest,
         "name": f"{source['name']}, {how}",
         "status": "derived",
-        "config": config,
-        "differences": differences(config, base),
+        "trained": source.get("trained", source["status"]),
+        "derived_from": source.get("derived_from", checkpoint),
         "scores": {"best": None, "last": None},
     }
+
+
+def scored_alike(manifest: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the scores of one run on a test set are made as those of another."""
+    keys = (*_SCORED, *_TEST_IMAGES)
+    return all(
+        {key: value for key, value in flatten(one).items() if _within(key, keys)}
+        == {key: value for key, value in flatten(two).items() if _within(key, keys)}
+        for one, two in ((manifest["config"], other["config"]), (_digests_of(manifest), _digests_of(other)))
+    )
 
 
 def is_of_a_training(manifest: Mapping[str, Any]) -> bool:
     """Whether a manifest was written by a training, whose folder is its own."""
     return manifest["status"] != "derived" and "evaluated" not in manifest
+
+
+def _with_keys_of(source: Mapping[str, Any], cfg: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with those keys of another config that scores depend on."""
+    own = {key: value for key, value in flatten(cfg).items() if _within(key, (*_SCORED, *_TEST_IMAGES, *_BESIDE))}
+    config = copy.deepcopy(source["config"])
+    for key, value in flatten(plain_config(cfg)).items():
+        if key in own:
+            _set(config, key, value)
+    kept = {key: value for key, value in _digests_of(source).items() if key not in own}
+    return {
+        **source,
+        "datasets": {**source["datasets"], "tests": list(config["DATASETS"]["TESTS"])},
+        "config": config,
+        "differences": differences(config, base),
+        "digests": {**kept, **digests(own)},
+    }
+
+
+def _digests_of(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    return manifest.get("digests") or {}
 
 
 def _within(key: str, groups: Sequence[str]) -> bool:

@@ -117,7 +117,7 @@ def build_manifest(
         "commit": commit(),
         "differences": differences(config, base),
         "config": config,
-        "digests": _digests(cfg),
+        "digests": digests(cfg),
     }
     for key in ("epochs_done", "steps_done", "hours", "clusters", "outliers", "scores"):
         if earlier is not None and key in earlier:
@@ -283,7 +283,7 @@ def _is_path(key: str, text: str) -> bool:
     return not _PATTERN_KEY.search(key) and bool(_PATH_KEY.search(key) or _ABSOLUTE.match(text))
 
 
-def _digests(cfg: Mapping[str, Any]) -> dict[str, str]:
+def digests(cfg: Mapping[str, Any]) -> dict[str, str]:
     """Of the files that paths of a config name, their contents' digests; of what else :func:`plain_config` shortens,
     the whole path's.
     """

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Union
 
+from fastreid_ice.report.derived import BEST
 from fastreid_ice.report.manifest import flatten
 from fastreid_ice.report.records import best_record, last_record, score_key, start_record
 from fastreid_ice.report.tables.model import (
+    ALL_EPOCHS,
     EPOCHS,
     METRICS,
     SETTINGS,
@@ -104,13 +106,20 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
                 setting=_setting(flat),
                 config=config,
             )
-            key = (*group.family, test, json.dumps(config, sort_keys=True))
+            key = (*group.family, test, json.dumps(config, sort_keys=True), *_epochs_of(run))
             groups.setdefault(key, group).runs.append(run)
     for group in groups.values():
         repeated = [seed for seed, n in Counter(run.manifest["seed"] for run in group.runs).items() if n > 1]
         if repeated:
             logger.warning("%s on %s has seed %s more than once: each counts", group.name, group.test, repeated[0])
     return list(groups.values())
+
+
+def _epochs_of(run: Run) -> tuple[str, ...]:
+    """Which of ``ALL_EPOCHS`` the rows of a run can be: one evaluated by itself is either its best or its last."""
+    if "evaluated" not in run.manifest:
+        return ALL_EPOCHS
+    return ("best",) if run.manifest["evaluated"] == BEST else ("last",)
 
 
 def _source(train: Sequence[str], test: str) -> str:
@@ -299,7 +308,8 @@ def _plain_name(columns: Sequence[str], labels: Labels, group: Group) -> str:
 
 def _cell(group: Group, epoch: str) -> Cell:
     find = {"start": start_record, "best": best_record, "last": last_record}[epoch]
-    found = [(run, record) for run in group.runs if (record := find(run.records, run.tests)) is not None]
+    of_epoch = [run for run in group.runs if epoch in _epochs_of(run)]
+    found = [(run, record) for run in of_epoch if (record := find(run.records, run.tests)) is not None]
     scores = {}
     for metric in METRICS:
         values = [record.get(score_key(run.tests, group.test, metric)) for run, record in found]
