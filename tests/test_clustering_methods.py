@@ -140,8 +140,9 @@ def test_ground_truth_without_identities():
 @pytest.mark.parametrize(
     "found, message",
     [
-        ((5, 100), "Clustering found 5 clusters, but .*Raise CLUSTERING.EPS .now 0.6., lower CLUSTERING.MIN_SAMPLES"),
-        ((1, 0), "Clustering found 1 clusters and no outlier, but .* Lower CLUSTERING.EPS"),
+        ((5, 100), "found 5 clusters and 100 outliers, but .*raise CLUSTERING.EPS .now 0.6. or lower .*MIN_S"),
+        ((1, 1), "found 1 cluster and 1 outlier, but .*if few are, lower CLUSTERING.EPS"),
+        ((1, 0), "Clustering found 1 cluster and no outlier, but .* Lower CLUSTERING.EPS"),
         ((0, 9), "found no cluster: all 9 images are outliers, but .* Raise CLUSTERING.EPS .now 0.6. or lower"),
     ],
 )

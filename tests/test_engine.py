@@ -330,9 +330,11 @@ def test_too_few_clusters_names_the_keys(tmp_path):
 
 def test_advice_fits_what_was_found():
     config = clustering_config(ice_config(), seed=1)
-    with pytest.raises(ValueError, match="found 5 clusters, but a batch needs 8 clusters.*Raise CLUSTERING.EPS"):
+    with pytest.raises(
+        ValueError, match="5 clusters and 100 outliers, but .*raise CLUSTERING.EPS"
+    ):
         check_clusters(5, 100, 8, config)
-    with pytest.raises(ValueError, match="1 clusters and no outlier.*Lower CLUSTERING.EPS"):
+    with pytest.raises(ValueError, match="1 cluster and no outlier.*Lower CLUSTERING.EPS"):
         check_clusters(1, 0, 8, config)
     check_clusters(8, 0, 8, config)
 
@@ -377,8 +379,8 @@ def test_outliers_as_instances(tmp_path, monkeypatch):
     ("overrides", "message"),
     [
         ({"DATALOADER__OUTLIER_SHARE": 1.0}, None),
-        ({"DATALOADER__OUTLIER_SHARE": 0.1}, "Clustering found 3 clusters, but a batch needs 8"),
-        ({"CLUSTERING__OUTLIERS": "drop"}, "Clustering found 3 clusters, but a batch needs 8"),
+        ({"DATALOADER__OUTLIER_SHARE": 0.1}, "Clustering found 3 clusters and .* outliers, but a batch needs 8"),
+        ({"CLUSTERING__OUTLIERS": "drop"}, "Clustering found 3 clusters and .* outliers, but a batch needs 8"),
         ({"CLUSTERING__METHOD": "none"}, "Clustering found no cluster"),
     ],
 )

@@ -159,7 +159,8 @@ def check_clusters(num_clusters: int, num_outliers: int, needed: int, config: Cl
     if num_clusters == 0:
         found = f"no cluster: all {num_outliers} images are outliers"
     else:
-        found = f"{num_clusters} clusters" + (" and no outlier" if num_outliers == 0 else "")
+        outliers = f"{num_outliers or 'no'} outlier" + "s" * (num_outliers > 1)
+        found = f"{num_clusters} cluster{'s' * (num_clusters > 1)} and {outliers}"
     advice = METHODS[config.method].advice(config, num_clusters, num_outliers)
     raise ValueError(
         f"Clustering found {found}, but a batch needs {needed} clusters (SOLVER.IMS_PER_BATCH / "
@@ -172,7 +173,9 @@ def jaccard_dbscan_advice(config: ClusteringConfig, num_clusters: int, num_outli
     eps, min_samples = f"CLUSTERING.EPS (now {config.eps})", f"CLUSTERING.MIN_SAMPLES (now {config.min_samples})"
     if num_clusters == 0:
         return f"Raise {eps} or lower {min_samples}"
-    return f"Lower {eps}" if num_outliers == 0 else f"Raise {eps}, lower {min_samples}"
+    if num_outliers == 0:
+        return f"Lower {eps}"
+    return f"If most images are outliers, raise {eps} or lower {min_samples}; if few are, lower CLUSTERING.EPS"
 
 
 @register_method("jaccard_dbscan", collective=True, advice=jaccard_dbscan_advice)
