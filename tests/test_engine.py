@@ -330,9 +330,7 @@ def test_too_few_clusters_names_the_keys(tmp_path):
 
 def test_advice_fits_what_was_found():
     config = clustering_config(ice_config(), seed=1)
-    with pytest.raises(
-        ValueError, match="5 clusters and 100 outliers, but .*raise CLUSTERING.EPS"
-    ):
+    with pytest.raises(ValueError, match="5 clusters and 100 outliers, but .*raise CLUSTERING.EPS"):
         check_clusters(5, 100, 8, config)
     with pytest.raises(ValueError, match="1 cluster and no outlier.*Lower CLUSTERING.EPS"):
         check_clusters(1, 0, 8, config)
