@@ -56,16 +56,13 @@ class Place:
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
 
-    def seconds(self, function: Callable[[], object], runs: int = 1) -> float:
-        """Median wall time of ``runs`` runs, the device waited for."""
-        took = []
-        for _ in range(runs):
-            self.wait()
-            start = time.perf_counter()
-            function()
-            self.wait()
-            took.append(time.perf_counter() - start)
-        return float(np.median(took))
+    def seconds(self, function: Callable[[], object]) -> float:
+        """Wall time, the device waited for."""
+        self.wait()
+        start = time.perf_counter()
+        function()
+        self.wait()
+        return time.perf_counter() - start
 
     def peak_mb(self, function: Callable[[], object]) -> float:
         """Most device memory over what is held before, in MiB; nan off CUDA."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -72,6 +73,17 @@ def flush_to_disk(path: str | os.PathLike) -> None:
     """Return when a file's content is on the disk, so that a rename after it never shows half of it."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write UTF-8, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, value: Any, allow_nan: bool = True) -> None:
+    """Write a value as json, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=allow_nan) + "\n")
 
 
 def write_csv(path: str | os.PathLike, names: Iterable[Any], rows: Iterable[Sequence[Any]]) -> None:

@@ -13,7 +13,7 @@ from fastreid_ice.data.folder_scan import SOURCES, FolderScan, scan_folder
 from fastreid_ice.data.folder_summary import Sources, config_text, describe, for_a_cpu
 from fastreid_ice.data.folder_table import columns
 from fastreid_ice.errors import told_in_one_line
-from fastreid_ice.files import check_folder_for_output, check_output, printable, replacing
+from fastreid_ice.files import check_folder_for_output, check_output, printable, write_text
 from fastreid_ice.model_zoo import get_config_file
 from fastreid_ice.report.dataset_sheet import dataset_sheet
 
@@ -57,12 +57,10 @@ def run(args: Namespace) -> FolderReport:
     sys.stdout.write(f"{text}\n\n## Config\n\n```yaml\n{config}```\n")
     if args.output is not None:
         _draw(scan, report, args.output / SHEET)
-        with replacing(args.output / REPORT) as temporary:
-            temporary.write_text(f"{text}\n\n## Config\n\n```yaml\n{config}```\n", encoding="utf-8")
+        write_text(args.output / REPORT, f"{text}\n\n## Config\n\n```yaml\n{config}```\n")
         sys.stdout.write(f"\nWrote {args.output / REPORT} and {args.output / SHEET}, which shows the images.\n")
     if args.write_config is not None:
-        with replacing(args.write_config) as temporary:
-            temporary.write_text(config, encoding="utf-8")
+        write_text(args.write_config, config)
         sys.stdout.write(f"\nWrote {args.write_config}. Train: tools/train_net.py --config-file {args.write_config}\n")
     return report
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import logging
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -13,11 +11,9 @@ from pathlib import Path
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fastreid_ice.clustering.centroids import centroid_distances
-from fastreid_ice.clustering.clusterer import checked_labels
 from fastreid_ice.data.datasets import TrainingImages
 from fastreid_ice.data.folder_scan import number_names
 from fastreid_ice.data.labelled_folder import (
@@ -28,10 +24,9 @@ from fastreid_ice.data.labelled_folder import (
     write_market_folder,
 )
 from fastreid_ice.engine.clustering_config import clustering_config
-from fastreid_ice.engine.run_features import FEATURES_FILE, RunFeatures, cluster_run, extract_run, save_features
+from fastreid_ice.engine.run_features import FEATURES_FILE, RunFeatures, extract_run, run_labels, save_features
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.files import check_folder_for_output, write_csv
-from fastreid_ice.report import run_files
 
 TABLE, LINKS = "labels.csv", "identities"
 COLUMNS = ("path", "identity", "camera", "distance", "margin", "next")
@@ -63,12 +58,7 @@ def run(args: Namespace) -> Tensor:
     _check(args)
     found = extract_run(args.run, args.opts, check=None if args.market is None else _check_cameras)
     images = found.images
-    labels = cluster_run(found) if args.clusters is None else read_clusters(args.clusters, images.paths)
-    if not bool((labels >= 0).any()):
-        raise ValueError(
-            f"All {len(labels)} images are outliers: there is no identity to write. Raise CLUSTERING.EPS or lower "
-            "CLUSTERING.MIN_SAMPLES behind --opts; tools/sweep_eps.py shows what they do."
-        )
+    labels = run_labels(found, args.clusters)
     numbers = labels.numpy()
     said = [f"{int(labels.max()) + 1} identities, {int((labels < 0).sum())} outliers of {len(labels)} images"]
     if args.market is not None:  # first, since it can be refused
@@ -100,29 +90,6 @@ def write_labels(path: Path, found: RunFeatures, labels: Tensor) -> None:
     found_rows = zip(images.paths, labels.tolist(), cameras, *numbers, distances.next.tolist())
     told = ([*row[:3], *("" if value != value else f"{value:.6f}" for value in row[3:5]), row[5]] for row in found_rows)
     write_csv(path, COLUMNS, told)
-
-
-def read_clusters(path: str | os.PathLike, paths: Sequence[str]) -> Tensor:
-    """(N,) int64 labels of the images, from a run's clusters.csv.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is none, or lacks one of the images.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"--clusters: there is no file {path}")
-    try:
-        found = run_files.read_clusters(Path(path))
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"--clusters: {path} is no clusters.csv: {error}") from error
-    labels = dict(zip(found["paths"], found["labels"].tolist()))
-    missing = [image for image in paths if image not in labels]
-    if missing:
-        raise ValueError(
-            f"--clusters: {path} has no row for {len(missing)} of {len(paths)} images, such as {missing[0]}. Was it "
-            "written by a run on other images?"
-        )
-    return checked_labels(torch.tensor([max(-1, labels[image]) for image in paths]), len(paths), "--clusters")
 
 
 def _check(args: Namespace) -> None:

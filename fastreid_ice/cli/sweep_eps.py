@@ -21,7 +21,7 @@ from fastreid_ice.clustering.within_class import within_class_normalized
 from fastreid_ice.engine.clustering_config import clustering_config
 from fastreid_ice.engine.run_features import FEATURES_FILE, extract_run, read_features, save_features
 from fastreid_ice.errors import told_in_one_line
-from fastreid_ice.files import check_folder_for_output, replacing
+from fastreid_ice.files import check_folder_for_output, write_text
 from fastreid_ice.report.eps_sweep import markdown_table, plot, write_sweep
 
 EPS, MIN_SAMPLES = "0.3:0.7:0.05", "2,4,8"
@@ -73,8 +73,7 @@ def run(args: Namespace) -> list[SweepRow]:
     text = markdown_table(records) + "\n" + _advice(suggest(rows)) + "\n"
     write_sweep(records, output / f"{STEM}.csv")
     plot(records, output / f"{STEM}.png", f"{len(features):,} images, k1 {config.k1}, k2 {config.k2}")
-    with replacing(output / f"{STEM}.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(output / f"{STEM}.md", text)
     sys.stdout.write(f"{text}\nWrote {STEM}.md, {STEM}.csv and {STEM}.png into {output}\n")
     return rows
 

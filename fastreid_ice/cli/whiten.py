@@ -10,9 +10,8 @@ from pathlib import Path
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
-from fastreid_ice.cli.label_images import read_clusters
 from fastreid_ice.data.labelled_folder import check_new_folder
-from fastreid_ice.engine.run_features import cluster_run, extract_run
+from fastreid_ice.engine.run_features import extract_run, run_labels
 from fastreid_ice.engine.whitening import save_whitened, whiten_model
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.files import check_folder_for_output
@@ -35,12 +34,7 @@ def run(args: Namespace) -> Path:
     check_folder_for_output(args.output, "--output")
     check_new_folder(args.output)
     found = extract_run(args.run, args.opts)
-    labels = cluster_run(found) if args.clusters is None else read_clusters(args.clusters, found.images.paths)
-    if not bool((labels >= 0).any()):
-        raise ValueError(
-            f"All {len(labels)} images are outliers: there is no cluster to whiten by. Raise CLUSTERING.EPS or lower "
-            "CLUSTERING.MIN_SAMPLES behind --opts."
-        )
+    labels = run_labels(found, args.clusters)
     checkpoint = save_whitened(
         whiten_model(found, labels, args.opts, given_clusters=args.clusters is not None), args.output
     )

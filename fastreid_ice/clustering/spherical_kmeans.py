@@ -6,15 +6,16 @@ import faiss
 import torch
 from torch import Tensor
 
+ITERATIONS = 20  # of assignment and mean
 
-def kmeans(features: Tensor, num_clusters: int, seed: int = 0, iterations: int = 20) -> Tensor:
+
+def kmeans(features: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
     """Cluster by cosine similarity to ``num_clusters`` centroids (Dhillon and Modha, 2001) with faiss on the CPU.
 
     Args:
         features: (N, D) float32 unit rows; copied to the CPU if they are elsewhere.
         num_clusters: K; empty clusters are dropped, so that fewer may come out.
         seed: of the choice of the first centroids.
-        iterations: of assignment and mean.
 
     Returns:
         (N,) int64 labels on the CPU, no outliers, clusters numbered by their first image.
@@ -29,7 +30,7 @@ def kmeans(features: Tensor, num_clusters: int, seed: int = 0, iterations: int =
     search = faiss.Kmeans(
         dimensions,
         num_clusters,
-        niter=iterations,
+        niter=ITERATIONS,
         spherical=True,
         seed=seed,
         min_points_per_centroid=1,

@@ -17,7 +17,7 @@ from fastreid.utils.logger import setup_logger
 
 from fastreid_ice.config_files import load_config, locate
 from fastreid_ice.engine.checks import check_config, check_evaluation, check_model
-from fastreid_ice.files import replacing
+from fastreid_ice.files import write_text
 from fastreid_ice.report.run_files import CONFIG_FILE
 
 logger = logging.getLogger(__name__)
@@ -65,8 +65,7 @@ def write_config(cfg: CfgNode) -> None:
     Not where one is that may be of another run: an evaluation leaves it, and a training writes its own when the files
     of the run before are out of the way (:meth:`fastreid_ice.engine.trainer.ICETrainer.resume_or_load`).
     """
-    with replacing(Path(cfg.OUTPUT_DIR) / CONFIG_FILE) as temporary:
-        temporary.write_text(cfg.dump(), encoding="utf-8")
+    write_text(Path(cfg.OUTPUT_DIR) / CONFIG_FILE, cfg.dump())
 
 
 def adapt_to_device(cfg: CfgNode) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from fastreid.utils.file_io import PathManager
 
 from fastreid_ice.config_files import BASE_CONFIG, load_config
 from fastreid_ice.errors import one_line
-from fastreid_ice.files import replacing
+from fastreid_ice.files import write_json
 from fastreid_ice.report.derived import evaluated_manifest, is_of_a_training, scored_alike
 from fastreid_ice.report.manifest import FILE_NAME, read_manifest, write_manifest
 from fastreid_ice.report.run_files import RECORDS_FILE
@@ -66,8 +65,7 @@ def _record(cfg: CfgNode, extras: Mapping[str, Any], scores: Mapping[str, Any]) 
     )
     if reason := _why_not(source, home, manifest, folder):
         return reason
-    with replacing(folder / RECORDS_FILE) as temporary:
-        temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / RECORDS_FILE, records)
     write_manifest(folder / FILE_NAME, manifest)
     return ""
 

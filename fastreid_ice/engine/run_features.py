@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import zipfile
@@ -18,12 +19,14 @@ from fastreid.config import CfgNode
 from torch import Tensor
 
 from fastreid_ice.clustering import Clusterer, ClusteringConfig, Tracks
+from fastreid_ice.clustering.clusterer import checked_labels
 from fastreid_ice.data.datasets import TrainingImages, load_training_images
 from fastreid_ice.data.loaders import build_feature_loader
 from fastreid_ice.engine.checkpoints import load_trained_model
 from fastreid_ice.engine.clustering_config import clustering_config
 from fastreid_ice.engine.extraction import FeatureExtractor
 from fastreid_ice.files import replacing
+from fastreid_ice.report.run_files import read_clusters
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +54,6 @@ class RunFeatures:
 def extract_run(
     run: str | Path,
     opts: Sequence[Any] = (),
-    device: str | None = None,
     check: Callable[[TrainingImages], None] | None = None,
 ) -> RunFeatures:
     """The features of the training images of a run by its best model (:func:`load_trained_model`).
@@ -60,7 +62,6 @@ def extract_run(
         run: folder of a run, or a checkpoint with ``config.yaml`` beside it.
         opts: KEY, VALUE, ... on top of the run's config. A CLUSTERING.EPS among them is the one that counts, whatever
             CLUSTERING.EPS_END the run had.
-        device: "cpu", "cuda" ...
         check: is shown the images before the features are extracted, to refuse them.
 
     Raises:
@@ -70,7 +71,7 @@ def extract_run(
     named = [str(key) for key in opts[::2]]
     if "CLUSTERING.EPS" in named and "CLUSTERING.EPS_END" not in named:
         opts = [*opts, "CLUSTERING.EPS_END", 0.0]  # the run's would be in force at its end
-    trained = load_trained_model(run, opts=opts, device=device)
+    trained = load_trained_model(run, opts=opts)
     images = load_training_images(trained.cfg)
     if check is not None:
         check(images)
@@ -79,12 +80,53 @@ def extract_run(
     return RunFeatures(features.cpu(), images, trained.cfg, trained.checkpoint)
 
 
-def cluster_run(found: RunFeatures) -> Tensor:
-    """(N,) int64 labels of a run's images, -1 = outlier, as its config clusters them at the end of its training."""
+def run_labels(found: RunFeatures, clusters: Path | None = None) -> Tensor:
+    """(N,) int64 labels of a run's images, -1 = outlier, as its config clusters them at the end of its training.
+
+    Args:
+        found: the images and their features.
+        clusters: a ``clusters.csv`` to take them from instead (``--clusters``).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is none, or lacks one of the images; or all images are outliers.
+    """
     cfg, images = found.cfg, found.images
-    clusterer = Clusterer(clustering_config(cfg, seed=max(0, cfg.SEED)))
-    cameras = images.camids if cfg.DATASETS.USE_CAMERAS else None
-    return clusterer(found.features, cameras, images.paths, images.identities, images.tracks).labels
+    if clusters is not None:
+        labels = _read_clusters(clusters, images.paths)
+    else:
+        clusterer = Clusterer(clustering_config(cfg, seed=max(0, cfg.SEED)))
+        cameras = images.camids if cfg.DATASETS.USE_CAMERAS else None
+        labels = clusterer(found.features, cameras, images.paths, images.identities, images.tracks).labels
+    if not bool((labels >= 0).any()):
+        raise ValueError(
+            f"All {len(labels)} images are outliers. Raise CLUSTERING.EPS or lower CLUSTERING.MIN_SAMPLES behind "
+            "--opts; tools/sweep_eps.py shows what they do."
+        )
+    return labels
+
+
+def _read_clusters(path: Path, paths: Sequence[str]) -> Tensor:
+    """(N,) int64 labels of the images, from a run's clusters.csv.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is none, or lacks one of the images.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"--clusters: there is no file {path}")
+    try:
+        found = read_clusters(path)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"--clusters: {path} is no clusters.csv: {error}") from error
+    labels = dict(zip(found["paths"], found["labels"].tolist()))
+    missing = [image for image in paths if image not in labels]
+    if missing:
+        raise ValueError(
+            f"--clusters: {path} has no row for {len(missing)} of {len(paths)} images, such as {missing[0]}. Was it "
+            "written by a run on other images?"
+        )
+    return checked_labels(torch.tensor([max(-1, labels[image]) for image in paths]), len(paths), "--clusters")
 
 
 class StoredFeatures(NamedTuple):

@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastreid_ice.clustering.within_class import whitening, within_class_covariance
 from fastreid_ice.config_files import BASE_CONFIG, load_config
 from fastreid_ice.engine.checkpoints import TrainedModel, load_trained_model
+from fastreid_ice.engine.configure import write_config
 from fastreid_ice.engine.run_features import RunFeatures
 from fastreid_ice.files import replacing
 from fastreid_ice.modeling import ICE
@@ -119,8 +120,7 @@ def save_whitened(whitened: WhitenedModel, output: Path) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     with replacing(output / CHECKPOINT) as temporary:
         torch.save({**whitened.extras, "model": whitened.model.state_dict()}, temporary)
-    with replacing(output / CONFIG_FILE) as temporary:
-        temporary.write_text(cfg.dump(), encoding="utf-8")
+    write_config(cfg)
     if whitened.manifest is not None:
         manifest = derived_manifest(
             whitened.manifest, cfg, load_config(BASE_CONFIG), checkpoint=whitened.checkpoint, how=whitened.how

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import logging
 import os
 import re
 import subprocess
@@ -14,13 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastreid_ice.files import replacing
+from fastreid_ice.files import write_json
 from fastreid_ice.report.grid_file import CONFIG, OWN_KEYS
 from fastreid_ice.report.manifest import FILE_NAME, read_manifest
 from fastreid_ice.report.reading import read_json
 from fastreid_ice.report.tables.build import short_names
-
-logger = logging.getLogger(__name__)
 
 CONSOLE = "console.txt"
 GRID_FILE = "grid.json"
@@ -154,7 +151,7 @@ def state_of(run: GridRun) -> State:
     return State(run, "finished" if manifest["status"] == "finished" else "interrupted", "", manifest)
 
 
-def run_grid(runs: Sequence[GridRun], runner: Runner, report: Callable[[str], None] = logger.info) -> list[State]:
+def run_grid(runs: Sequence[GridRun], runner: Runner, report: Callable[[str], None]) -> list[State]:
     """Train every run that is not finished, one after another; a failed one does not stop the others.
 
     Args:
@@ -237,10 +234,8 @@ def claim(
     Raises:
         ValueError: see :func:`check_claim`.
     """
-    path = Path(output) / GRID_FILE
     noted = check_claim(output, settings, runs, rows)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps({**settings, **noted}, indent=1) + "\n", encoding="utf-8")
+    write_json(Path(output) / GRID_FILE, {**settings, **noted})
 
 
 def check_claim(

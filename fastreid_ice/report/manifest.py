@@ -7,7 +7,6 @@ path, so that it can be published as it is.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -15,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastreid_ice.files import replacing, sha256
+from fastreid_ice.files import sha256, write_json
 from fastreid_ice.report.environment import commit, machine, versions
 from fastreid_ice.report.reading import read_json
 from fastreid_ice.report.records import SCORES, best_record, last_record, score_key
@@ -167,8 +166,7 @@ def update_manifest(
 
 def write_manifest(path: str | os.PathLike, manifest: Mapping[str, Any]) -> None:
     """Write a manifest; a reader never meets half of it."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, manifest, allow_nan=False)
 
 
 def read_manifest(path: str | os.PathLike) -> dict[str, Any]:

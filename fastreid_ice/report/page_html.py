@@ -36,7 +36,7 @@ def safe(value: Any) -> str:
     return html.escape(str(value), quote=True)
 
 
-def number(value: Any, digits: int = 1) -> str:
+def number(value: Any) -> str:
     """A number for a table; a dash for none.
 
     Example:
@@ -47,7 +47,7 @@ def number(value: Any, digits: int = 1) -> str:
         return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
 
 
 def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

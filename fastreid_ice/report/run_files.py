@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from fastreid_ice.report.manifest import plain_config
-from fastreid_ice.report.reading import read_json
+from fastreid_ice.report.reading import read_json, read_yaml
 
 RECORDS_FILE = "results.json"
 CLUSTERS_FILE = "clusters.csv"
@@ -38,10 +37,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML ({error})") from None
+    config = read_yaml(path)
     if not isinstance(config, Mapping):
         raise ValueError(f"{path}: holds a {type(config).__name__}, but a config is a mapping of keys to values")
     return plain_config(config)

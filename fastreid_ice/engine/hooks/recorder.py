@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from fastreid.engine.train_loop import HookBase
 from tabulate import tabulate
 
 from fastreid_ice.engine.hooks.checkpointing import RunState
-from fastreid_ice.files import replacing
+from fastreid_ice.files import write_json
 from fastreid_ice.report.run_files import RECORDS_FILE, read_records
 
 logger = logging.getLogger(__name__)
@@ -81,8 +80,7 @@ class EpochRecorder(HookBase):
     def _write(self) -> None:
         for row in self.records:
             row["best"] = row["epoch"] == self._state.best_epoch + 1 and self._state.best_epoch >= 0
-        with replacing(self._path) as temporary:
-            temporary.write_text(json.dumps(self.records, indent=1) + "\n")
+        write_json(self._path, self.records)
 
     def table(self) -> str:
         """Start (if evaluated), best and last epoch with their scores."""

@@ -13,7 +13,9 @@ import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is importe
 from fastreid.engine.hooks import PeriodicWriter
 from fastreid.utils import events
 
-from fastreid_ice.files import replacing
+from fastreid_ice.files import write_text
+
+SMOOTHED = 20  # steps whose median is written, as upstream
 
 
 class _WritesEachScalarOnce:
@@ -24,10 +26,10 @@ class _WritesEachScalarOnce:
     reach back over the beginning of an epoch, where a resumed run has no values.
     """
 
-    def _new_scalars(self, window_size: int, steps_per_epoch: int) -> Iterator[tuple[str, float, int]]:
+    def _new_scalars(self, steps_per_epoch: int) -> Iterator[tuple[str, float, int]]:
         written: dict[str, int] = self.__dict__.setdefault("_written", {})
         storage = events.get_event_storage()
-        window_size = min(window_size, storage.iter % steps_per_epoch + 1)
+        window_size = min(SMOOTHED, storage.iter % steps_per_epoch + 1)
         for name, (value, iteration) in storage.latest_with_smoothing_hint(window_size).items():
             if written.get(name) != iteration:
                 written[name] = iteration
@@ -42,13 +44,11 @@ class JSONWriter(_WritesEachScalarOnce, events.JSONWriter):
     Args:
         path: of the file.
         steps_per_epoch: that a run has.
-        window_size: steps over which the losses are smoothed.
     """
 
-    def __init__(self, path: str, steps_per_epoch: int, window_size: int = 20):
+    def __init__(self, path: str, steps_per_epoch: int):
         self._path = Path(path)
         self._steps_per_epoch = steps_per_epoch
-        self._window_size = window_size
 
     def start(self, first_iteration: int | None) -> None:
         """Keep the lines before the first iteration of this run; without one, none.
@@ -62,12 +62,11 @@ class JSONWriter(_WritesEachScalarOnce, events.JSONWriter):
         if first_iteration is not None:
             lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _iteration(line) < first_iteration]
-        with replacing(self._path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_text(self._path, "".join(f"{line}\n" for line in kept))
 
     def write(self) -> None:
         by_iteration: dict[int, dict[str, float]] = defaultdict(dict)
-        for name, value, iteration in self._new_scalars(self._window_size, self._steps_per_epoch):
+        for name, value, iteration in self._new_scalars(self._steps_per_epoch):
             by_iteration[iteration][name] = value
         with open(self._path, "a", encoding="utf-8") as file:
             for iteration, scalars in sorted(by_iteration.items()):
@@ -101,7 +100,7 @@ class TensorboardWriter(_WritesEachScalarOnce, events.TensorboardXWriter):
             self._writer._get_file_writer().add_event(Event(step=first_iteration, session_log=log))
 
     def write(self) -> None:
-        for name, value, iteration in self._new_scalars(self._window_size, self._steps_per_epoch):
+        for name, value, iteration in self._new_scalars(self._steps_per_epoch):
             self._writer.add_scalar(name, value, iteration)
         self._last_write = events.get_event_storage().iter  # upstream's loop finds its scalars written
         super().write()

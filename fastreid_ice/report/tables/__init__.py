@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from fastreid_ice.files import replacing
+from fastreid_ice.files import write_text
 from fastreid_ice.report.tables.build import build_table, differing_keys, group_runs
 from fastreid_ice.report.tables.delimited import as_delimited
 from fastreid_ice.report.tables.latex import as_latex
@@ -85,6 +85,5 @@ def benchmark_table(
         ablation = bool(differing_keys(group_runs(read)))
     text = FORMATS[format](build_table(read, published=others, ablation=ablation, epochs=epochs))
     if output is not None:
-        with replacing(output) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(output, text)
     return text
