@@ -389,7 +389,7 @@ def test_read_run(tmp_path):
         ("clusters.csv", "", "has no column 'path'"),
         ("results.json", "{}", "a list of objects"),
         ("results.json", "[", "not valid json"),
-        ("config.yaml", "a: [", "not YAML"),
+        ("config.yaml", "a: [", "not valid yaml"),
         ("config.yaml", "[1]", "holds a list"),
         ("run.json", "{}", "format is None"),
     ],
