@@ -31,6 +31,14 @@ def pytest_configure(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_logger_outlives_its_file():
+    """A run's loggers write to the screen of the test that ran it, which is closed when a later test logs."""
+    yield
+    for name in ("fastreid", "fastreid_ice"):
+        logging.getLogger(name).handlers.clear()
+
+
 def load_numbers(*names: str) -> dict:
     """Arrays of tests/data/<name>.npz as tensors, single numbers as floats."""
     numbers = {}
