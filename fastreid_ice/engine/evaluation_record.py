@@ -17,7 +17,7 @@ from fastreid_ice.config_files import BASE_CONFIG, load_config
 from fastreid_ice.errors import one_line
 from fastreid_ice.files import write_json
 from fastreid_ice.report.derived import evaluated_manifest, is_of_a_training, scored_alike
-from fastreid_ice.report.manifest import FILE_NAME, read_manifest, write_manifest
+from fastreid_ice.report.manifest import FILE_NAME, known_manifest, read_manifest, write_manifest
 from fastreid_ice.report.run_files import RECORDS_FILE
 
 logger = logging.getLogger(__name__)
@@ -89,8 +89,5 @@ def _is_free(folder: Path, manifest: Mapping[str, Any]) -> bool:
     """Whether a folder has no run, or this very evaluation."""
     if not (folder / FILE_NAME).exists():
         return not (folder / RECORDS_FILE).exists()
-    try:
-        there = read_manifest(folder)
-    except ValueError:
-        return False
-    return all(there.get(key) == manifest.get(key) for key in _IDENTITY)
+    there = known_manifest(folder)
+    return there is not None and all(there.get(key) == manifest.get(key) for key in _IDENTITY)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fastreid_ice.config_files import read_settings
 from fastreid_ice.errors import UnreadableCheckpointError, one_line
 from fastreid_ice.report.derived import is_of_a_training
-from fastreid_ice.report.manifest import FILE_NAME, SET_ASIDE, flatten, read_manifest
+from fastreid_ice.report.manifest import FILE_NAME, SET_ASIDE, flatten, known_manifest
 from fastreid_ice.report.run_files import CLUSTERS_FILE, CONFIG_FILE, RECORDS_FILE
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,8 @@ def set_aside_checkpoints(folder: str | Path) -> Path | None:
     """
     folder = Path(folder)
     checkpoints = _checkpoints(folder)
-    if not checkpoints and not _is_an_evaluation(folder):
+    there = known_manifest(folder)
+    if not checkpoints and (there is None or is_of_a_training(there)):
         return None
     number = 1
     while (folder / f"{SET_ASIDE}_{number}").exists():
@@ -95,13 +96,6 @@ def set_aside_checkpoints(folder: str | Path) -> Path | None:
         if path.is_file():
             path.rename(target / path.name)
     return target
-
-
-def _is_an_evaluation(folder: Path) -> bool:
-    try:
-        return not is_of_a_training(read_manifest(folder))
-    except (OSError, ValueError):
-        return False
 
 
 def schedule_constants(schedules: Mapping[str, Any]) -> dict[str, Any]:

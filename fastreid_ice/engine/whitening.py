@@ -30,7 +30,7 @@ from fastreid_ice.engine.run_features import RunFeatures
 from fastreid_ice.files import replacing
 from fastreid_ice.modeling import ICE
 from fastreid_ice.report.derived import derived_manifest
-from fastreid_ice.report.manifest import FILE_NAME, read_manifest, write_manifest
+from fastreid_ice.report.manifest import FILE_NAME, known_manifest, write_manifest
 from fastreid_ice.report.run_files import CONFIG_FILE
 
 CHECKPOINT = "model_final.pth"
@@ -97,15 +97,12 @@ def whiten_model(
     _check_same(trained, whitened, matrix)
     cfg = load_config(found.checkpoint.parent / CONFIG_FILE, opts)  # with device and start weights as they were
     cfg.MODEL.HEADS.EMBEDDING_DIM = len(matrix)
-    try:
-        manifest = read_manifest(found.checkpoint.parent)
-    except (OSError, ValueError):
-        manifest = None
     details = ["given clusters"] if given_clusters else []
     for key, value in zip(opts[::2], opts[1::2]):
         if str(key).startswith("CLUSTERING."):
             details.append(f"{str(key).removeprefix('CLUSTERING.')} {value}")
     how = "whitened" + f" ({', '.join(details)})" * bool(details)
+    manifest = known_manifest(found.checkpoint.parent)
     return WhitenedModel(whitened, cfg, trained.extras, manifest, found.checkpoint.name, how)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from fastreid_ice.report.derived import scored_otherwise
+from fastreid_ice.report.derived import BEST, scored_otherwise
 from fastreid_ice.report.manifest import FILE_NAME, plain_config, versions
 from fastreid_ice.report.records import SCORES, best_record, last_record, score_key
 from fastreid_ice.report.run_files import CLUSTERS_FILE, RECORDS_FILE, read_clusters
@@ -137,7 +137,7 @@ def labels_used(cfg: Mapping[str, Any]) -> str:
 
 def selection(checkpoint: str) -> str:
     """How this checkpoint was chosen among the run's."""
-    if checkpoint == "model_best.pth":
+    if checkpoint == BEST:
         return "best evaluation on the labelled test set"
     return "last epoch" if checkpoint == "model_final.pth" else "given by name"
 

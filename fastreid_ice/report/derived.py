@@ -100,12 +100,7 @@ def derived_manifest(
 
 def scored_alike(manifest: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether the scores of one run on a test set are made as those of another."""
-    keys = (*_SCORED, *_TEST_IMAGES)
-    return all(
-        {key: value for key, value in flatten(one).items() if _within(key, keys)}
-        == {key: value for key, value in flatten(two).items() if _within(key, keys)}
-        for one, two in ((manifest["config"], other["config"]), (_digests_of(manifest), _digests_of(other)))
-    )
+    return _scored_part(manifest) == _scored_part(other)
 
 
 def is_of_a_training(manifest: Mapping[str, Any]) -> bool:
@@ -117,9 +112,8 @@ def _with_keys_of(source: Mapping[str, Any], cfg: Mapping[str, Any], base: Mappi
     """A manifest with those keys of another config that scores depend on."""
     own = {key: value for key, value in flatten(cfg).items() if _within(key, (*_SCORED, *_TEST_IMAGES, *_BESIDE))}
     config = copy.deepcopy(source["config"])
-    for key, value in flatten(plain_config(cfg)).items():
-        if key in own:
-            _set(config, key, value)
+    for key, value in plain_config(own).items():
+        _set(config, key, value)
     kept = {key: value for key, value in _digests_of(source).items() if key not in own}
     return {
         **source,
@@ -128,6 +122,12 @@ def _with_keys_of(source: Mapping[str, Any], cfg: Mapping[str, Any], base: Mappi
         "differences": differences(config, base),
         "digests": {**kept, **digests(own)},
     }
+
+
+def _scored_part(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of the config and of the digests, what scores on a test set depend on."""
+    parts = (flatten(manifest["config"]), _digests_of(manifest))
+    return [{key: value for key, value in part.items() if _within(key, (*_SCORED, *_TEST_IMAGES))} for part in parts]
 
 
 def _digests_of(manifest: Mapping[str, Any]) -> Mapping[str, Any]:

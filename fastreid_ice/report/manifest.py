@@ -201,6 +201,14 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
     return manifest
 
 
+def known_manifest(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """The manifest of a folder; None where there is none that can be read."""
+    try:
+        return read_manifest(folder)
+    except (OSError, ValueError):
+        return None
+
+
 def _scores(record: Mapping[str, Any] | None, tests: Sequence[str]) -> dict[str, Any] | None:
     """Epoch and finite scores per test set, in percent."""
     if record is None:

@@ -17,7 +17,7 @@ from fastreid_ice.config_files import BASE_CONFIG, load_config
 from fastreid_ice.data.datasets import TrainingImages
 from fastreid_ice.engine.hooks.checkpointing import RunState
 from fastreid_ice.engine.hooks.recorder import EpochRecorder
-from fastreid_ice.report.manifest import FILE_NAME, build_manifest, read_manifest, update_manifest, write_manifest
+from fastreid_ice.report.manifest import FILE_NAME, build_manifest, known_manifest, update_manifest, write_manifest
 
 
 class ManifestHook(HookBase):
@@ -75,12 +75,7 @@ class ManifestHook(HookBase):
 
     def _earlier(self) -> dict[str, Any] | None:
         """The manifest of the run that this one goes on with, if it can be read."""
-        if self.trainer.start_epoch == 0:
-            return None
-        try:
-            return read_manifest(self._path)
-        except (OSError, ValueError):
-            return None
+        return None if self.trainer.start_epoch == 0 else known_manifest(self._path)
 
     def _write(self, status: str) -> None:
         assert self._manifest is not None
