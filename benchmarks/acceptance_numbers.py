@@ -24,7 +24,7 @@ from fastreid_ice.clustering import Clusterer, ClusteringConfig
 from fastreid_ice.clustering.quality import agreement
 from fastreid_ice.config_files import locate
 from fastreid_ice.data.datasets import load_training_images
-from fastreid_ice.data.loaders import build_feature_loader
+from fastreid_ice.data.inference_loaders import build_feature_loader
 from fastreid_ice.engine import ICETrainer
 from fastreid_ice.engine.amp import Precision
 from fastreid_ice.engine.determinism import determinism

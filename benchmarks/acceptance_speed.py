@@ -21,7 +21,7 @@ from benchmarks.evaluate import Size, problem
 from benchmarks.step import our_step, write_images
 from fastreid_ice.clustering import Clusterer, ClusteringConfig, nearest_neighbors
 from fastreid_ice.data.datasets import TrainingImages
-from fastreid_ice.data.loaders import build_feature_loader
+from fastreid_ice.data.inference_loaders import build_feature_loader
 from fastreid_ice.engine.extraction import FeatureExtractor
 from fastreid_ice.engine.inference import FOLDED, TORCH
 from fastreid_ice.evaluation import Identities, Similarities, rank_queries

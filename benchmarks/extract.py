@@ -40,7 +40,7 @@ import fastreid_ice.modeling  # noqa: F401  (registers the ICE meta-architecture
 from fastreid_ice.config_files import load_config
 from fastreid_ice.data.datasets import TrainingImages, load_training_images
 from fastreid_ice.data.image_cache import ImageCache
-from fastreid_ice.data.loaders import build_feature_loader
+from fastreid_ice.data.inference_loaders import build_feature_loader
 from fastreid_ice.engine.extraction import FeatureExtractor
 from fastreid_ice.engine.inference import ENGINES, TORCH
 

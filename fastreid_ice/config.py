@@ -212,8 +212,8 @@ def _add_loader(loader: CN) -> None:
     # first epochs there can be ten times as many outliers as clusters. 1: each of them as often as a cluster (SpCL).
     loader.OUTLIER_SHARE = 0.5
     # Decode and resize them once: "none", "ram" (3 x height x width bytes an image, shared by the workers of a process)
-    # or "disk" (as much in a file, shared by all processes of a machine and used again by later runs). Not in the
-    # paper; the same pixels bit for bit.
+    # or "disk" (as much in a file, shared by all processes of a machine and used again by later runs). The test images
+    # too, if the run is evaluated more than once. Not in the paper; the same pixels bit for bit.
     loader.CACHE = "none"
     # Folder of that file; "": <OUTPUT_DIR>/image_cache. Runs on the same images share it when they name the same.
     loader.CACHE_DIR = ""

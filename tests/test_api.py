@@ -20,7 +20,7 @@ from fastreid_ice.cli.main import main as command
 from fastreid_ice.cli.train import run
 from fastreid_ice.config_files import load_config
 from fastreid_ice.data.datasets import load_training_images
-from fastreid_ice.data.loaders import build_feature_loader
+from fastreid_ice.data.inference_loaders import build_feature_loader
 from fastreid_ice.engine import find_checkpoint
 from fastreid_ice.engine.extraction import FeatureExtractor
 from tests import tiny  # noqa: F401  (registers the dataset and the backbone)

@@ -13,7 +13,7 @@ from PIL import Image
 from fastreid_ice.config_files import load_config
 from fastreid_ice.data.datasets import load_dataset, load_test_images, load_training_images
 from fastreid_ice.data.image_cache import ImageCache
-from fastreid_ice.data.loaders import build_feature_loader, build_test_loader
+from fastreid_ice.data.inference_loaders import build_feature_loader, build_test_loader
 from tests import own_images, tiny  # noqa: F401  (registers the dataset and the backbone)
 from tests.conftest import ROOT
 

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from fastreid.data.data_utils import read_image
+from fastreid.data.transforms import build_transforms
+from fastreid.utils import comm
 from PIL import Image
 
 from fastreid_ice.data import image_cache
 from fastreid_ice.data.datasets import TrainingImages, load_training_images
 from fastreid_ice.data.image_cache import ImageCache
-from fastreid_ice.data.loaders import EpochLoader, build_feature_loader
+from fastreid_ice.data.inference_loaders import build_feature_loader, build_test_loader, keeping_test_images
+from fastreid_ice.data.loaders import EpochLoader
 from fastreid_ice.data.views import build_strong_view, build_weak_view, keep_bytes, resize_of
 from fastreid_ice.engine import ICETrainer
 from fastreid_ice.engine.checks import check_config
@@ -97,6 +100,56 @@ def test_another_size_to_cluster_with_is_another_array(own, tmp_path):
     assert next(iter(build_feature_loader(cfg, own, loader.cache)))["images"].shape[2:] == (32, 16)
     assert [path.name[:13] for path in files(tmp_path)] == ["images_32x16_", "images_64x32_"]
     loader.close()
+
+
+@pytest.mark.parametrize("kind", ["none", "ram", "disk"])
+def test_test_images_are_decoded_once(tmp_path, monkeypatch, kind):
+    """Each evaluation behind the first takes them from where ``kept`` has them; without a cache, from their files."""
+    cfg = config(tmp_path, kind)
+    plain = [batch["images"] for batch in build_test_loader(cfg, "TinyReID")[0]]
+    kept: dict = {}
+    with keeping_test_images(kept):
+        first = [batch["images"] for batch in build_test_loader(cfg, "TinyReID")[0]]
+    with monkeypatch.context() as patch:
+        if kind != "none":
+            patch.setattr(image_cache, "read_image", None)
+            patch.setattr("fastreid.data.common.read_image", None)
+        with keeping_test_images(kept):
+            loader, queries = build_test_loader(cfg, "TinyReID")
+            again = list(loader)
+    assert list(kept) == ["TinyReID"] and 0 < queries < len(loader.dataset)
+    for a, b, c in zip(plain, first, again):
+        assert torch.equal(a, b) and torch.equal(a, c["images"]) and c["images"].dtype == torch.uint8
+    assert [path for batch in again for path in batch["img_paths"]] == [path for path, *_ in loader.dataset.img_items]
+    with pytest.raises(RuntimeError, match="cannot be read"):  # outside, nothing is kept
+        monkeypatch.setattr("fastreid.data.common.read_image", None)
+        next(iter(build_test_loader(cfg, "TinyReID")[0]))
+
+
+def test_each_process_keeps_its_share_of_the_test_images(tmp_path, monkeypatch):
+    cfg = config(tmp_path, "ram")
+    whole = torch.cat([batch["images"] for batch in build_test_loader(cfg, "TinyReID")[0]])
+    monkeypatch.setattr(comm, "get_world_size", lambda: 3)
+    shares, sizes = [], []
+    for rank in range(3):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        kept: dict = {}
+        with keeping_test_images(kept):
+            loader, _ = build_test_loader(cfg, "TinyReID")
+        shares += [batch["images"] for batch in loader]
+        sizes.append(len(kept["TinyReID"].resized(build_transforms(cfg, is_train=False))))
+    assert torch.equal(torch.cat(shares), whole)
+    assert sum(sizes) == len(whole) and max(sizes) == -(-len(whole) // 3)
+
+
+@pytest.mark.parametrize("test, kept", [({"EVAL_START": True}, 1), ({"EVAL_PERIOD": 1}, 1), ({"EVAL_PERIOD": 2}, 0)])
+def test_a_run_keeps_test_images_that_it_needs_again(tmp_path, test, kept):
+    overrides = {f"TEST__{key}": value for key, value in {"EVAL_START": False, **test}.items()}
+    trainer = ICETrainer(config(tmp_path, "ram", SOLVER__MAX_EPOCH=2, **overrides))
+    trainer.test(trainer.cfg, trainer.model)
+    assert not trainer._test_images  # an evaluation outside of the run
+    plain = trainer._evaluate()
+    assert len(trainer._test_images or ()) == kept and trainer._evaluate() == plain
 
 
 def test_a_later_run_finds_the_file(own, tmp_path, monkeypatch):

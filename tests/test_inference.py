@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastreid_ice.data.datasets import load_training_images
-from fastreid_ice.data.loaders import build_feature_loader
+from fastreid_ice.data.inference_loaders import build_feature_loader
 from fastreid_ice.engine import ICETrainer, inference
 from fastreid_ice.engine.checks import check_config
 from fastreid_ice.engine.extraction import FeatureExtractor

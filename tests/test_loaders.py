@@ -7,7 +7,8 @@ import torch
 
 from fastreid_ice.data import loaders
 from fastreid_ice.data.datasets import TrainingImages, _numbered, load_training_images
-from fastreid_ice.data.loaders import EpochLoader, build_feature_loader
+from fastreid_ice.data.inference_loaders import build_feature_loader
+from fastreid_ice.data.loaders import EpochLoader
 from tests.conftest import ice_config
 
 pytestmark = pytest.mark.usefixtures("tiny_dataset")

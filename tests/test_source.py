@@ -18,7 +18,8 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (slow to import: not within a test)
 
 from fastreid_ice.data.datasets import TrainingImages, load_training_images
-from fastreid_ice.data.loaders import EpochLoader, build_feature_loader
+from fastreid_ice.data.inference_loaders import build_feature_loader
+from fastreid_ice.data.loaders import EpochLoader
 from fastreid_ice.data.source import load_source_images, sample_by_class_and_camera
 from fastreid_ice.engine import ICETrainer
 from fastreid_ice.engine.checks import check_config

@@ -41,21 +41,27 @@ class ResizedImages:
     Args:
         pixels: of memory that forked processes share, or mapped from a file.
         file: from which they are mapped; a spawned worker maps it too, instead of copying all.
+        first: number of the first image; those before it are not here.
     """
 
-    def __init__(self, pixels: np.ndarray, file: Path | None = None):
+    def __init__(self, pixels: np.ndarray, file: Path | None = None, first: int = 0):
         self.pixels = pixels
         self._file = file
+        self._first = first
 
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def array(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8, not a copy."""
+        return self.pixels[index - self._first]
+
     def __getitem__(self, index: int) -> Image.Image:
         """A copy, as a picture."""
-        return Image.fromarray(self.pixels[index])
+        return Image.fromarray(self.array(index))
 
     def __reduce__(self) -> tuple:
-        return (_map, (self._file,)) if self._file is not None else (ResizedImages, (self.pixels,))
+        return (_map, (self._file,)) if self._file is not None else (ResizedImages, (self.pixels, None, self._first))
 
 
 class ImageCache:
@@ -72,17 +78,21 @@ class ImageCache:
 
     Args:
         cfg: its DATALOADER node and OUTPUT_DIR.
-        paths: of the images, in the order in which they are asked for.
+        paths: of the images, by their numbers.
+        share: consecutive numbers of the images that this process asks for, of which ``ram`` keeps no others. Default:
+            all.
 
     Note:
         :meth:`resized` is a collective with ``disk``: the first process of a machine makes the file.
     """
 
-    def __init__(self, cfg: CfgNode, paths: Sequence[str]):
+    def __init__(self, cfg: CfgNode, paths: Sequence[str], share: Sequence[int] | None = None):
         self._kind = cfg.DATALOADER.CACHE
         self._folder = Path(cfg.DATALOADER.CACHE_DIR or Path(cfg.OUTPUT_DIR) / "image_cache").expanduser()
         self._threads = max(1, min(cfg.DATALOADER.NUM_WORKERS, usable_cores()))
         self._paths = tuple(paths)
+        self._first = share[0] if share else 0
+        self._size = len(self._paths) if share is None else len(share)
         self._made: dict[tuple, ResizedImages] = {}
 
     def resized(self, transform: Any) -> ResizedImages | None:
@@ -103,15 +113,15 @@ class ImageCache:
 
     def _in_memory(self, resize: Any) -> ResizedImages:
         start = time.perf_counter()
-        shape = (len(self._paths), *resize.size, 3)
+        shape = (self._size, *resize.size, 3)
         # Shared with forked workers; not limited, as /dev/shm is in a container.
         memory = mmap.mmap(-1, max(1, int(np.prod(shape))))
         pixels: np.ndarray = np.frombuffer(memory, np.uint8)[: int(np.prod(shape))].reshape(shape)
-        for first, block in self._decoded(resize):
+        for first, block in self._decoded(resize, self._paths[self._first : self._first + self._size]):
             pixels[first : first + len(block)] = block
         _log(pixels, "memory", start)
         pixels.flags.writeable = False
-        return ResizedImages(pixels)
+        return ResizedImages(pixels, first=self._first)
 
     def _on_disk(self, resize: Any) -> ResizedImages:
         path = self._folder / self._file_name(resize)
@@ -149,7 +159,7 @@ class ImageCache:
         with replacing(path) as temporary:
             with open(temporary, "wb") as file:
                 _write_header(file, (len(self._paths), *resize.size, 3))
-                for _, block in self._decoded(resize):
+                for _, block in self._decoded(resize, self._paths):
                     file.write(block.tobytes())
             flush_to_disk(temporary)
         for other in self._folder.glob(f"{path.name[:-20]}_*.npy"):
@@ -158,12 +168,11 @@ class ImageCache:
                     other.unlink()
         _log(_map(path).pixels, str(path), start)
 
-    def _decoded(self, resize: Any) -> Iterator[tuple[int, np.ndarray]]:
-        """(number of the first, (n, H, W, 3) uint8) of all images, in blocks."""
+    def _decoded(self, resize: Any, paths: Sequence[str]) -> Iterator[tuple[int, np.ndarray]]:
+        """(place of the first, (n, H, W, 3) uint8) of images, in blocks."""
         with ThreadPoolExecutor(self._threads) as pool:
-            for first in range(0, len(self._paths), BLOCK):
-                paths = self._paths[first : first + BLOCK]
-                yield first, np.stack(list(pool.map(_resizer(resize), paths)))
+            for first in range(0, len(paths), BLOCK):
+                yield first, np.stack(list(pool.map(_resizer(resize), paths[first : first + BLOCK])))
 
 
 def _resizer(resize: Any) -> Callable[[str], np.ndarray]:

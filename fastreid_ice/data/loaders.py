@@ -1,4 +1,4 @@
-"""The loaders of ICE: one epoch's pseudo-labelled views, and all training images for the clustering."""
+"""The loader of the training: one epoch's pseudo-labelled views."""
 
 from __future__ import annotations
 
@@ -11,23 +11,20 @@ from fastreid_ice.compat.loading import DeviceLoader
 
 import torch
 from fastreid.config import CfgNode
-from fastreid.data import build_reid_test_loader
 from fastreid.data.build import fast_batch_collator
-from fastreid.data.common import CommDataset
 from fastreid.data.samplers import TrainingSampler
-from fastreid.data.transforms import build_transforms
 from fastreid.utils import comm
 from torch import Tensor
-from torch.utils.data import BatchSampler, Dataset, Subset
+from torch.utils.data import BatchSampler, Dataset
 from torchvision import transforms as T
 
 from fastreid_ice.config import source_ims_per_batch
-from fastreid_ice.data.datasets import TrainingImages, load_test_images
-from fastreid_ice.data.image_cache import ImageCache, ResizedImages
+from fastreid_ice.data.datasets import TrainingImages
+from fastreid_ice.data.image_cache import ImageCache
 from fastreid_ice.data.randomness import derive_seed, seeded
+from fastreid_ice.data.readable_images import ReadableImages
 from fastreid_ice.data.samplers import IdentityCameraSampler
 from fastreid_ice.data.views import (
-    BytesToTensor,
     build_strong_view,
     build_weak_view,
     erase_views,
@@ -37,48 +34,6 @@ from fastreid_ice.data.views import (
     split_common_resize,
     without_resize,
 )
-
-
-class ReadableImages(CommDataset):
-    """fastreid's dataset with an error that names the file that cannot be read.
-
-    Args:
-        items: (path, identity, camera) of each image.
-        transform: of a picture; None: pictures are given as they are.
-        relabel: number identities and cameras of these items.
-        resized: the images behind the resize that ``transform`` begins with, which is then left out.
-    """
-
-    def __init__(
-        self,
-        items: Sequence[tuple],
-        transform: T.Compose | None,
-        relabel: bool = False,
-        resized: ResizedImages | None = None,
-    ):
-        super().__init__(items, transform, relabel)
-        self.resized = resized
-        if resized is not None:
-            self.transform = None if transform is None else without_resize(transform)
-
-    def __getitem__(self, index: Any) -> dict[str, Any]:
-        if self.resized is not None:
-            return self._kept(index)
-        try:
-            return super().__getitem__(index)
-        except Exception as error:
-            path = self.img_items[index][0]
-            raise RuntimeError(f"{path} cannot be read as an image ({error}). Repair or remove the file.") from error
-
-    def _kept(self, index: int) -> dict[str, Any]:
-        """The item from the resized images; without the way through a picture where only a tensor is made of it."""
-        assert self.resized is not None and not self.relabel
-        path, identity, camera = self.img_items[index][:3]
-        if self.transform is not None and [type(step) for step in self.transform.transforms] == [BytesToTensor]:
-            image = self.transform(self.resized.pixels[index])
-        else:
-            image = self.resized[index] if self.transform is None else self.transform(self.resized[index])
-        return {"images": image, "targets": identity, "camids": camera, "img_paths": path}
 
 
 class Drawn(NamedTuple):
@@ -341,49 +296,3 @@ class EpochLoader:
         if self._loader is not None:
             self._loader.shutdown()
         self._loader = self._batches = None
-
-
-def build_feature_loader(
-    cfg: CfgNode, images: TrainingImages, cache: ImageCache | None = None, chosen: Tensor | None = None
-) -> Any:
-    """All training images once, in order, as the test transform gives them; each process its contiguous share.
-
-    Args:
-        cfg: the config.
-        images: the training images.
-        cache: of these images. What it keeps is read by this process alone: a worker would take longer to hand it over.
-        chosen: (n,) int64 numbers of the images that are wanted, in this order; default all.
-    """
-    items = [(path, 0, 0) for path in images.paths]
-    view = keep_bytes(build_transforms(cfg, is_train=False))
-    resized = None if cache is None else cache.resized(view)
-    dataset: Dataset = ReadableImages(items, view, resized=resized)
-    if chosen is not None:
-        dataset = Subset(dataset, chosen.tolist())
-    loader, _ = build_reid_test_loader(
-        dataset,
-        test_batch_size=cfg.TEST.IMS_PER_BATCH,
-        num_query=0,
-        num_workers=cfg.DATALOADER.NUM_WORKERS if resized is None else 0,
-    )
-    return loader
-
-
-def build_test_loader(cfg: CfgNode, dataset_name: str) -> tuple[Any, int]:
-    """Queries, then gallery of a dataset of ``DATASETS.TESTS``, each process its contiguous share.
-
-    fastreid's own always starts four workers and names no file that it cannot read.
-
-    Returns:
-        loader, and the number of queries.
-    """
-    dataset = load_test_images(cfg, dataset_name)
-    if comm.is_main_process():
-        dataset.show_test()
-    images = ReadableImages(dataset.query + dataset.gallery, keep_bytes(build_transforms(cfg, is_train=False)))
-    return build_reid_test_loader(
-        images,
-        test_batch_size=cfg.TEST.IMS_PER_BATCH,
-        num_query=len(dataset.query),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-    )

@@ -38,7 +38,8 @@ class FeatureExtractor:
 
         Args:
             model: maps a batch to (b, D) embeddings in evaluation mode; its mode is restored.
-            loader: this process's contiguous share, see :func:`fastreid_ice.data.loaders.build_feature_loader`.
+            loader: this process's contiguous share, see
+                :func:`~fastreid_ice.data.inference_loaders.build_feature_loader`.
 
         Returns:
             (N, D) float32, L2-normalised, on the model's device.

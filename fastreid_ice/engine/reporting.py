@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fastreid_ice.data.datasets import load_test_images
-from fastreid_ice.data.loaders import ReadableImages
+from fastreid_ice.data.readable_images import ReadableImages
 from fastreid_ice.engine.checkpoints import load_trained_model
 from fastreid_ice.engine.hooks.training import unwrap
 from fastreid_ice.errors import one_line

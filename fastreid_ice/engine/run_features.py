@@ -21,7 +21,7 @@ from torch import Tensor
 from fastreid_ice.clustering import Clusterer, ClusteringConfig, Tracks
 from fastreid_ice.clustering.clusterer import checked_labels
 from fastreid_ice.data.datasets import TrainingImages, load_training_images
-from fastreid_ice.data.loaders import build_feature_loader
+from fastreid_ice.data.inference_loaders import build_feature_loader
 from fastreid_ice.engine.checkpoints import load_trained_model
 from fastreid_ice.engine.clustering_config import clustering_config
 from fastreid_ice.engine.extraction import FeatureExtractor

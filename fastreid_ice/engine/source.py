@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastreid_ice.data.datasets import TrainingImages
 from fastreid_ice.data.image_cache import ImageCache
-from fastreid_ice.data.loaders import build_feature_loader
+from fastreid_ice.data.inference_loaders import build_feature_loader
 from fastreid_ice.data.source import sample_by_class_and_camera
 from fastreid_ice.engine.extraction import FeatureExtractor
 from fastreid_ice.modeling import ICE

@@ -21,7 +21,9 @@ from torch.optim.lr_scheduler import ChainedScheduler, LinearLR
 
 import fastreid_ice.modeling  # noqa: F401  (registers the ICE meta-architecture and its head)
 from fastreid_ice.data.datasets import load_test_images, load_training_images
-from fastreid_ice.data.loaders import EpochLoader, build_test_loader
+from fastreid_ice.data.image_cache import ImageCache
+from fastreid_ice.data.inference_loaders import build_test_loader, keeping_test_images
+from fastreid_ice.data.loaders import EpochLoader
 from fastreid_ice.data.source import load_source_images
 from fastreid_ice.engine.amp import Precision
 from fastreid_ice.engine.checkpoints import read_checkpoint
@@ -30,7 +32,7 @@ from fastreid_ice.engine.configure import write_config
 from fastreid_ice.engine.determinism import determinism
 from fastreid_ice.engine.hooks.checkpointing import BestEpochHook, CheckpointHook, RunState
 from fastreid_ice.engine.hooks.clustering import ClusteringHook
-from fastreid_ice.engine.hooks.evaluation import EvaluationHook
+from fastreid_ice.engine.hooks.evaluation import EvaluationHook, is_evaluated_again
 from fastreid_ice.engine.hooks.manifest import ManifestHook
 from fastreid_ice.engine.hooks.recorder import EpochRecorder
 from fastreid_ice.engine.hooks.training import BufferSyncHook, FrozenLayersHook, LRScheduler, StepHook, unwrap
@@ -82,6 +84,7 @@ class ICETrainer(DefaultTrainer):
             warnings.filterwarnings("ignore", message=".*GradScaler")
             super().__init__(cfg)
         self.training_step = self._trainer = self._build_step(cfg)
+        self._test_images: dict[str, ImageCache] | None = {} if is_evaluated_again(cfg) else None
         self._resuming = False
         self.checkpointer._load_file = self._read_checkpoint
         self.checkpointer.checkpointables["ice"] = self.run_state
@@ -226,7 +229,8 @@ class ICETrainer(DefaultTrainer):
         return built
 
     def _evaluate(self) -> dict:
-        results = self._last_eval_results = self.test(self.cfg, self.model)
+        with keeping_test_images(self._test_images):
+            results = self._last_eval_results = self.test(self.cfg, self.model)
         return results
 
     def build_writers(self) -> list:

@@ -28,7 +28,7 @@ from fastreid_ice.clustering.outliers import INSTANCES
 from fastreid_ice.clustering.tracks import NONE, track_rows
 from fastreid_ice.data.datasets import TrainingImages
 from fastreid_ice.data.image_cache import ImageCache
-from fastreid_ice.data.loaders import build_feature_loader
+from fastreid_ice.data.inference_loaders import build_feature_loader
 from fastreid_ice.data.randomness import derive_seed
 from fastreid_ice.data.samplers import outlier_slots
 from fastreid_ice.engine.clustering_config import clustering_config

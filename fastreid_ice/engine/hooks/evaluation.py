@@ -10,6 +10,11 @@ from fastreid.config import CfgNode
 from fastreid.engine import hooks
 
 
+def is_evaluated_again(cfg: CfgNode) -> bool:
+    """Whether a run is evaluated before its last epoch has ended, too."""
+    return cfg.TEST.EVAL_START or 0 < cfg.TEST.EVAL_PERIOD < cfg.SOLVER.MAX_EPOCH
+
+
 class EvaluationHook(hooks.EvalHook):
     """Evaluate after every ``TEST.EVAL_PERIOD``-th epoch and after the last, and with ``TEST.EVAL_START`` before all.
 

@@ -1,0 +1,92 @@
+"""The loaders of images that are only encoded: all training images for the clustering, and the test images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
+
+from fastreid.config import CfgNode
+from fastreid.data import build_reid_test_loader
+from fastreid.data.samplers import InferenceSampler
+from fastreid.data.transforms import build_transforms
+from fastreid.utils import comm
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from fastreid_ice.data.datasets import TrainingImages, load_test_images
+from fastreid_ice.data.image_cache import ImageCache
+from fastreid_ice.data.readable_images import ReadableImages
+from fastreid_ice.data.views import keep_bytes
+
+
+def build_feature_loader(
+    cfg: CfgNode, images: TrainingImages, cache: ImageCache | None = None, chosen: Tensor | None = None
+) -> Any:
+    """All training images once, in order, as the test transform gives them; each process its contiguous share.
+
+    Args:
+        cfg: the config.
+        images: the training images.
+        cache: of these images. What it keeps is read by this process alone: a worker would take longer to hand it over.
+        chosen: (n,) int64 numbers of the images that are wanted, in this order; default all.
+    """
+    items = [(path, 0, 0) for path in images.paths]
+    view = keep_bytes(build_transforms(cfg, is_train=False))
+    resized = None if cache is None else cache.resized(view)
+    dataset: Dataset = ReadableImages(items, view, resized=resized)
+    if chosen is not None:
+        dataset = Subset(dataset, chosen.tolist())
+    loader, _ = build_reid_test_loader(
+        dataset,
+        test_batch_size=cfg.TEST.IMS_PER_BATCH,
+        num_query=0,
+        num_workers=cfg.DATALOADER.NUM_WORKERS if resized is None else 0,
+    )
+    return loader
+
+
+_KEPT: ContextVar[dict[str, ImageCache] | None] = ContextVar("kept test images", default=None)
+
+
+@contextmanager
+def keeping_test_images(caches: dict[str, ImageCache] | None) -> Iterator[None]:
+    """Within it, :func:`build_test_loader` reads the test images from their caches (``DATALOADER.CACHE``).
+
+    Args:
+        caches: the caller's, of the datasets seen so far, by name; those that are missing are added. None: as without.
+    """
+    token = _KEPT.set(caches)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> tuple[Any, int]:
+    """Queries, then gallery of a dataset of ``DATASETS.TESTS``, each process its contiguous share.
+
+    fastreid's own always starts four workers and names no file that it cannot read. See :func:`keeping_test_images`.
+
+    Returns:
+        loader, and the number of queries.
+    """
+    dataset = load_test_images(cfg, dataset_name)
+    if comm.is_main_process():
+        dataset.show_test()
+    items = dataset.query + dataset.gallery
+    view = keep_bytes(build_transforms(cfg, is_train=False))
+    resized, kept = None, _KEPT.get()
+    if kept is not None:
+        if dataset_name not in kept:
+            kept[dataset_name] = ImageCache(cfg, [path for path, *_ in items], list(InferenceSampler(len(items))))
+        resized = kept[dataset_name].resized(view)
+    return build_reid_test_loader(
+        ReadableImages(items, view, resized=resized),
+        test_batch_size=cfg.TEST.IMS_PER_BATCH,
+        num_query=len(dataset.query),
+        num_workers=cfg.DATALOADER.NUM_WORKERS if resized is None else 0,
+    )
