@@ -183,6 +183,15 @@ def test_a_broken_manifest_is_not_trained_over(tmp_path):
     assert "not valid json" in states[0].detail and "remove the folder to start anew" in states[0].detail
 
 
+def test_weights_made_from_another_run_are_not_trained_over(tmp_path):
+    runs = expand({}, [1, 2], tmp_path, CONFIG)
+    write_run(runs[0].folder, [row(1, 20.0)], status="derived")
+    training = FakeTraining()
+    states = run_grid(runs, training, print)
+    assert training.calls == [("SEED-2", False)] and [state.state for state in states] == ["failed", "finished"]
+    assert "holds weights made from another run" in states[0].detail
+
+
 SCRIPT = """
 import json, pathlib, sys
 folder = pathlib.Path(sys.argv[sys.argv.index("OUTPUT_DIR") + 1])

@@ -14,8 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fastreid_ice.files import replacing
-from fastreid_ice.report.axes import COLOURS, style_axes
+from fastreid_ice.report.axes import COLOURS, save_figure, style_axes
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +53,7 @@ def cluster_sizes(
     figure.suptitle(title or f"{clusters:,} clusters, {outliers:,} outliers of {len(labels):,} images", fontsize=12)
     for axes, draw in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.values()):
         draw(axes)
-    with replacing(out_path) as temporary:
-        figure.savefig(temporary, dpi=130, facecolor="white")
+    save_figure(figure, out_path)
     logger.info("Wrote the sizes of %d clusters to %s", clusters, out_path)
     return Path(out_path)
 

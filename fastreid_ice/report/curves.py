@@ -13,8 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fastreid_ice.files import replacing
-from fastreid_ice.report.axes import COLOURS, style_axes
+from fastreid_ice.report.axes import COLOURS, save_figure, style_axes
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +70,7 @@ def training_curves(
         if "epoch" not in record:
             raise ValueError(f"A record has the keys {sorted(record)}, but needs 'epoch' as well.")
     figure = build_figure(records, true_identities, title)
-    with replacing(out_path) as temporary:
-        figure.savefig(temporary, dpi=130, facecolor="white")
+    save_figure(figure, out_path)
     path = Path(out_path)
     logger.info("Wrote the curves of %d epochs to %s", sum(record["epoch"] > 0 for record in records), path)
     return path

@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from fastreid_ice.files import replacing
-from fastreid_ice.report.axes import COLOURS
+from fastreid_ice.report.axes import COLOURS, save_figure
 
 logger = logging.getLogger(__name__)
 
@@ -129,8 +128,7 @@ def embedding_map(
     figure.suptitle(title or f"{len(points):,} images, {NAMES[projection]}", fontsize=12)
     for axes, (name, values) in zip(figure.subplots(1, len(known), squeeze=False).flat, known.items()):
         draw_map(axes, points, values, name)
-    with replacing(out_path) as temporary:
-        figure.savefig(temporary, dpi=130, facecolor="white")
+    save_figure(figure, out_path)
     logger.info("Wrote the map of %d embeddings to %s", len(points), out_path)
     return Path(out_path)
 

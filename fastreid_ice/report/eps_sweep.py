@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fastreid_ice.files import replacing, write_csv
-from fastreid_ice.report.axes import COLOURS, style_axes
+from fastreid_ice.files import write_csv
+from fastreid_ice.report.axes import COLOURS, save_figure, style_axes
 
 # Title, unit, key of a row.
 PANELS = (
@@ -61,8 +61,7 @@ def plot(rows: Sequence[Row], path: str | os.PathLike, title: str | None = None)
     last = KNOWN if any(row["ari"] == row["ari"] for row in rows) else UNKNOWN
     for axes, (name, unit, key) in zip(figure.subplots(2, 3).flat, (*PANELS, last)):
         _draw(axes, rows, name, unit, key)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=130, facecolor="white")
+    save_figure(figure, path)
     return Path(path)
 
 

@@ -148,6 +148,8 @@ def state_of(run: GridRun) -> State:
         manifest = read_manifest(run.folder)
     except ValueError as error:
         return State(run, "failed", f"{error}; remove the folder to start anew")
+    if manifest["status"] == "derived":
+        return State(run, "failed", f"{run.folder} holds weights made from another run; move them elsewhere", manifest)
     return State(run, "finished" if manifest["status"] == "finished" else "interrupted", "", manifest)
 
 
