@@ -5,7 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from fastreid_ice.report.tables.model import METRICS, SETTINGS, SHORT, Cell, Row, Table, dataset_name, number
+from fastreid_ice.report.tables.model import (
+    METRICS,
+    SETTINGS,
+    SHORT,
+    Cell,
+    Row,
+    Table,
+    cost_columns,
+    dataset_name,
+    joined,
+)
 from fastreid_ice.report.tables.published import HEADING, show_score
 
 NONE = "--"
@@ -104,7 +114,7 @@ def _ours(table: Table) -> Iterator[str]:
         repeated = index > 0 and _is_same(table.rows[index - 1], row)
         labels = [""] * len(row.labels) if repeated else [_label(label) for label in row.labels]
         seeds = [str(len(row.cells[dataset].runs)) for dataset in table.datasets if dataset in row.cells]
-        line = [*labels, *[""] * bool(table.published), row.epoch, _joined(seeds)]
+        line = [*labels, *[""] * bool(table.published), row.epoch, joined(seeds)]
         for dataset in table.datasets:
             cell = row.cells.get(dataset)
             line += [_score(cell, metric, table.marks.get((index, dataset, metric))) for metric in METRICS]
@@ -132,19 +142,7 @@ def _score(cell: Cell | None, metric: str, mark: str | None) -> str:
 
 
 def _cost(row: Row, datasets: Sequence[str]) -> list[str]:
-    cells = [row.cells[dataset] for dataset in datasets if dataset in row.cells]
-    columns = [
-        ["/".join(number(images) for images in cell.images) for cell in cells],
-        ["/".join(number(steps) for steps in cell.steps) for cell in cells],
-        [", ".join(cell.devices) for cell in cells],
-        [number(cell.hours.mean) for cell in cells],
-    ]
-    return [escape(_joined(texts)) for texts in columns]
-
-
-def _joined(texts: Sequence[str]) -> str:
-    """One text where all are equal, else all of them, in the order of the test sets."""
-    return texts[0] if len(set(texts)) == 1 else " / ".join(texts)
+    return [escape(text) for text in cost_columns([row.cells[name] for name in datasets if name in row.cells])]
 
 
 def _published(table: Table) -> Iterator[str]:
@@ -165,6 +163,6 @@ def _published(table: Table) -> Iterator[str]:
                 line += [(show_score(result, metric) if result else "") or NONE for metric in METRICS]
                 if result:
                     statuses.append(result.status + ", rounded" * result.rounded)
-            text = _joined(statuses)
+            text = joined(statuses)
             tail = rf"\multicolumn{{{len(_COST)}}}{{l}}{{{escape(text)}}}" if table.rows else escape(text)
             yield _line([*map(escape, line), tail])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from fastreid_ice.report.tables.model import (
     METRICS,
@@ -14,8 +14,9 @@ from fastreid_ice.report.tables.model import (
     Published,
     Row,
     Table,
+    cost_columns,
     dataset_name,
-    number,
+    joined,
 )
 from fastreid_ice.report.tables.published import HEADING, show_score
 
@@ -43,10 +44,10 @@ def _ours(table: Table) -> str:
     for index, row in enumerate(table.rows):
         cells = [row.cells[dataset] for dataset in table.datasets if dataset in row.cells]
         line = [_label(label) for label in row.labels] + [_short_setting(row.setting)] * grouped
-        line += [row.epoch, _joined(str(len(cell.runs)) for cell in cells)]
+        line += [row.epoch, joined(str(len(cell.runs)) for cell in cells)]
         for dataset in table.datasets:
             line += _scores(table, index, dataset, joined=len(table.datasets) > 1)
-        lines.append(line + _cost(cells))
+        lines.append(line + cost_columns(cells))
     text = [i for i, head in enumerate(heads) if head in (*table.columns, "Labels used", "Epoch", "Device")]
     return _pipe(heads, lines, text)
 
@@ -91,21 +92,6 @@ def _score(cell: Cell | None, metric: str, mark: str | None) -> str:
     score = cell.scores[metric]
     text = f"**{score.mean:.1f}**" if mark == "best" else f"{score.mean:.1f}"
     return text if score.deviation is None else f"{text} ± {score.deviation:.1f}"
-
-
-def _cost(cells: Sequence[Cell]) -> list[str]:
-    """Images, steps, device and mean hours; where the test sets differ, in the order of their columns."""
-    return [
-        _joined("/".join(number(images) for images in cell.images) for cell in cells),
-        _joined("/".join(number(steps) for steps in cell.steps) for cell in cells),
-        _joined(", ".join(cell.devices) for cell in cells),
-        _joined(number(cell.hours.mean) for cell in cells),
-    ]
-
-
-def _joined(texts: Iterable[str]) -> str:
-    texts = list(texts)
-    return texts[0] if len(set(texts)) == 1 else " / ".join(texts)
 
 
 def _order(table: Table) -> str:

@@ -225,3 +225,19 @@ def number(value: float) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.2f}" if math.fabs(value) < 10 else f"{value:.1f}"
+
+
+def joined(texts: Iterable[str]) -> str:
+    """One text where all are equal, else all of them, in the order of the test sets."""
+    texts = list(texts)
+    return texts[0] if len(set(texts)) == 1 else " / ".join(texts)
+
+
+def cost_columns(cells: Sequence[Cell]) -> list[str]:
+    """Images, steps, device and mean hours; where the test sets differ, in the order of their columns."""
+    return [
+        joined("/".join(number(images) for images in cell.images) for cell in cells),
+        joined("/".join(number(steps) for steps in cell.steps) for cell in cells),
+        joined(", ".join(cell.devices) for cell in cells),
+        joined(number(cell.hours.mean) for cell in cells),
+    ]
