@@ -8,6 +8,7 @@ import inspect
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
 import pytest
@@ -200,3 +201,25 @@ def test_faiss_gpu_gives_the_candidates_where_it_is_usable(monkeypatch):
     found = nearest_neighbors(features, 12, backend="torch")
     assert entered == [0] * len(calls)  # the stream is that of the features' device
     assert calls and all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+def test_faiss_gpu_keeps_little_memory(monkeypatch):
+    """Its resources are made within the features' device, once for each, with 256 MiB of scratch."""
+    made, entered = [], []
+
+    class Resources:
+        def __init__(self):
+            made.append((entered[-1], []))
+
+        def setTempMemory(self, size):  # noqa: N802 (faiss's name)
+            made[-1][1].append(size)
+
+    monkeypatch.setitem(sys.modules, "faiss.contrib.torch_utils", types.ModuleType("torch_utils"))
+    monkeypatch.setattr(faiss_gpu.faiss, "StandardGpuResources", Resources, raising=False)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device) or contextlib.nullcontext())
+    faiss_gpu._resources.cache_clear()
+    try:
+        assert faiss_gpu._resources(1) is faiss_gpu._resources(1) is not faiss_gpu._resources(0)
+    finally:
+        faiss_gpu._resources.cache_clear()
+    assert made == [(1, [256 << 20]), (0, [256 << 20])]

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from fastreid_ice import compat
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL, small_options
 
 # As fastreid's tools/train_net.py: it imports fastreid, repairs nothing, and its main lies in __main__.
 SCRIPT = """
@@ -65,11 +65,12 @@ def start(script, *arguments, **environment):
     )
 
 
-def finish(*processes):
+def finish(*processes, code=7):
+    """Wait for all, and look at their exit codes; 7 is the scripts' own."""
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 7, errors  # the script's own
+            said, errors = process.communicate(timeout=300)
+            assert process.returncode == code, errors or said
     finally:
         for process in processes:
             process.kill()
@@ -97,6 +98,32 @@ def test_processes_that_torchrun_has_started(script):
     for rank in range(2):
         told = json.loads((script.parent / f"{rank}.json").read_text())
         assert told == [rank, rank, 2, 2, 3.0, [0, 1], "gloo", "__main__"]
+
+
+def test_trainings_on_two_machines_and_by_torchrun_are_equal(tiny_dataset, tmp_path):
+    """tools/train_net.py for real, two processes each time: started as two machines, and as one by torchrun."""
+
+    def training(name, *launcher, machine=()):
+        own = {"MODEL.ICE.IMPORTS": ("tests.tiny",), "DATASETS.TESTS": (), "OUTPUT_DIR": str(tmp_path / name)}
+        program = [str(ROOT / "tools" / "train_net.py"), "--config-file", str(ROOT / "configs" / "ICE" / "demo.yml")]
+        return subprocess.Popen(
+            [sys.executable, *launcher, *program, *machine, *map(str, small_options({**SMALL, **own}))],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    url = f"tcp://127.0.0.1:{free_port()}"
+    machines = [("--num-machines", "2", "--machine-rank", str(rank), "--dist-url", url) for rank in range(2)]
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1")
+    finish(*(training("machines", machine=machine) for machine in machines), code=0)
+    finish(training("torchrun", *torchrun, f"--master-port={free_port()}"), code=0)
+    one, other = (
+        torch.load(tmp_path / name / "model_final.pth", weights_only=True) for name in ("machines", "torchrun")
+    )
+    assert all(torch.equal(value, other["model"][key]) for key, value in one["model"].items())
+    assert json.loads((tmp_path / "machines" / "run.json").read_text())["processes"] == 2
 
 
 # Ends its group right after a collective, again and again: gloo's threads still hold tensors then.

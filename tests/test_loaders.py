@@ -7,7 +7,7 @@ import torch
 
 from fastreid_ice.data import loaders
 from fastreid_ice.data.datasets import TrainingImages, _numbered, load_training_images
-from fastreid_ice.data.inference_loaders import build_feature_loader
+from fastreid_ice.data.inference_loaders import build_feature_loader, build_test_loader
 from fastreid_ice.data.loaders import EpochLoader
 from tests.conftest import ice_config
 
@@ -154,3 +154,11 @@ def test_fastreid_counts_the_steps_of_an_epoch(images):
     loader = EpochLoader(ice_config(), images)
     assert len(loader.dataset) // 8 == 3
     assert loaders.EpochLoader.num_classes == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_all_loaders_have_the_workers_of_the_config(images, workers):
+    """fastreid's loaders of features and test images have four, whatever the config says."""
+    cfg = ice_config(DATALOADER__NUM_WORKERS=workers)
+    assert build_test_loader(cfg, "TinyReID")[0].num_workers == workers
+    assert build_feature_loader(cfg, images).num_workers == workers

@@ -156,20 +156,34 @@ def test_no_public_name_hides_a_module():
         assert hidden == [], room.__name__
 
 
-def test_no_extra_takes_a_faiss_that_cannot_be_imported(monkeypatch):
-    """faiss-gpu 1.7.2 has wheels up to Python 3.10, and an installer takes it where nothing newer fits the torch."""
+@pytest.fixture
+def setup_arguments(monkeypatch):
+    """What setup.py gives to setuptools."""
     import runpy
 
     import setuptools
-    from packaging.requirements import Requirement
 
-    given = {}
+    given: dict = {}
     monkeypatch.setattr(setuptools, "setup", lambda **arguments: given.update(arguments))
     runpy.run_path(str(ROOT / "setup.py"))
+    return given
+
+
+def test_no_extra_takes_a_faiss_that_cannot_be_imported(setup_arguments):
+    """faiss-gpu 1.7.2 has wheels up to Python 3.10, and an installer takes it where nothing newer fits the torch."""
+    from packaging.requirements import Requirement
+
     for python in ("3.9", "3.10", "3.13"):
-        extra = [Requirement(line) for line in given["extras_require"]["gpu"]]
+        extra = [Requirement(line) for line in setup_arguments["extras_require"]["gpu"]]
         (faiss,) = [each for each in extra if each.marker is None or each.marker.evaluate({"python_version": python})]
         assert faiss.name != "faiss-gpu" or "1.7.2" not in faiss.specifier
+
+
+def test_no_torch_is_taken_for_which_numpy_2_is_not_available(setup_arguments):
+    from packaging.requirements import Requirement
+
+    (torch,) = [line for line in map(Requirement, setup_arguments["install_requires"]) if line.name == "torch"]
+    assert [version in torch.specifier for version in ("2.2.2", "2.3.0", "2.15.0")] == [False, True, True]
 
 
 def test_a_config_of_ones_own_beside_the_folders(tmp_path, monkeypatch):
