@@ -5,11 +5,16 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
+from torchvision import transforms as T
 
+from fastreid_ice.data.pixels import gaussian_blur
 from fastreid_ice.data.randomness import seeded
 from fastreid_ice.data.views import (
+    BytesAtOnce,
+    BytesToErase,
     GaussianBlur,
+    PaddedCrop,
     RandomErasing,
     _erase_at_once,
     build_strong_view,
@@ -17,6 +22,7 @@ from fastreid_ice.data.views import (
     erase,
     keep_bytes,
     split_common_resize,
+    takes_arrays,
 )
 from tests.conftest import ice_config
 
@@ -36,7 +42,7 @@ def test_weak_view_only_resizes(image):
 
 def test_strong_view_has_the_reference_steps_in_order():
     names = [type(step).__name__ for step in build_strong_view(ice_config()).transforms]
-    expected = ["Resize", "Pad", "RandomCrop", "RandomHorizontalFlip", "RandomApply", "ToTensor", "RandomErasing"]
+    expected = ["Resize", "PaddedCrop", "RandomHorizontalFlip", "RandomApply", "ToTensor", "RandomErasing"]
     assert names == expected
     assert isinstance(build_strong_view(ice_config()).transforms[-1], RandomErasing)
 
@@ -156,20 +162,64 @@ def test_erasing_on_a_gpu_waits_for_nothing():
 
 def test_blur_radius_stays_in_range(image, monkeypatch):
     radii = []
-    monkeypatch.setattr("fastreid_ice.data.views.ImageFilter.GaussianBlur", lambda r: radii.append(r) or _Nothing())
+    blur = GaussianBlur((0.1, 2.0))
+    monkeypatch.setattr("fastreid_ice.data.views.gaussian_blur", lambda pixels, radius: radii.append(radius) or pixels)
     for _ in range(200):
-        GaussianBlur((0.1, 2.0))(image)
+        blur(image)
     assert 0.1 <= min(radii) < 0.3 and 1.8 < max(radii) <= 2.0
 
 
-class _Nothing:
-    """A PIL filter that leaves the image as it is."""
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 1), (2, 3), (17, 33), (64, 32)])
+def test_blur_is_pillows_bit_for_bit(size):
+    """Radii of the views, tiny ones, and ones at which a box is larger than the image."""
+    rng = np.random.default_rng(0)
+    for radius in (0.01, 0.1, 2.0, *rng.uniform(0.1, 2.0, 30), *rng.uniform(2.0, 12.0, 10), 30.0):
+        pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        expected = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(float(radius))))
+        np.testing.assert_array_equal(gaussian_blur(pixels, float(radius)), expected)
+    assert np.array_equal(gaussian_blur(pixels, 0), pixels)
 
-    def filter(self, image):
-        return image
 
-    def __call__(self):
-        return self
+@pytest.mark.parametrize("padding, size", [(4, (64, 32)), (0, (64, 32)), (0, (40, 20)), (30, (9, 90))])
+def test_padded_crop_is_torchvisions_bit_for_bit(image, padding, size):
+    image = image.resize((32, 64))
+    plain, joined = T.Compose([T.Pad(padding), T.RandomCrop(size)]), PaddedCrop(padding, size)
+    for seed in range(40):
+        with seeded(seed):
+            expected, after = np.asarray(plain(image)), torch.rand(())
+        with seeded(seed):
+            assert np.array_equal(np.asarray(joined(image)), expected) and torch.rand(()) == after
+    with pytest.raises(ValueError, match="64 x 32 pixels, padded by 2, is too small"):
+        PaddedCrop(2, (69, 36))(image)
+
+
+@pytest.mark.parametrize("off", [(), ("FLIP",), ("BLUR",), ("REA",), ("FLIP", "BLUR", "REA"), ("PADDING",)])
+def test_a_view_at_once_is_the_view_step_by_step(image, off):
+    """The same draws and pixels, from pictures and from arrays, and nothing else drawn."""
+    cfg = ice_config(**{f"INPUT__{name}__ENABLED": False for name in off})
+    resize, *steps = keep_bytes(build_strong_view(cfg)).transforms
+    at_once, resized = T.Compose(steps), resize(image)
+    assert (type(steps[0]) is BytesAtOnce) == ("PADDING" not in off) == takes_arrays(at_once)
+    plain = T.Compose([T.Resize([64, 32], interpolation=3), *build_strong_view(cfg).transforms[1:]])
+    for seed in range(60):
+        with seeded(seed):
+            expected, after = plain(image), torch.rand(())
+        for given in (resized, np.asarray(resized))[: 1 + takes_arrays(at_once)]:
+            with seeded(seed):
+                found = at_once(given)
+                assert torch.rand(()) == after
+            if isinstance(found, BytesToErase):
+                found = erase(
+                    found.image[None], found.rectangle[None], torch.tensor(cfg.INPUT.REA.VALUE)[:, None, None]
+                )[0]
+            assert torch.equal(found.float(), expected)
+
+
+def test_views_that_cannot_be_made_at_once(image):
+    for keys in ({"INPUT__CJ__ENABLED": True}, {"INPUT__PADDING__MODE": "reflect"}, {"INPUT__AUGMIX__ENABLED": True}):
+        view = keep_bytes(build_strong_view(ice_config(**keys)))
+        assert not any(isinstance(step, BytesAtOnce) for step in view.transforms)
+        view(image)
 
 
 def test_seeded_restores_all_generators():

@@ -32,6 +32,7 @@ from fastreid_ice.data.views import (
     put_view,
     resize_of,
     split_common_resize,
+    takes_arrays,
     without_resize,
 )
 
@@ -74,6 +75,7 @@ class PseudoLabeledViews(ReadableImages):
             self.resize, self.strong_view, self.weak_view = split_common_resize(strong_view, weak_view)
         else:
             self.strong_view, self.weak_view = without_resize(strong_view), without_resize(weak_view)
+            self.arrays = takes_arrays(self.strong_view) and takes_arrays(self.weak_view)
 
     def __getitem__(self, drawn: Drawn) -> dict[str, Any]:
         item = super().__getitem__(drawn.image)

@@ -11,7 +11,7 @@ from fastreid.data.common import CommDataset
 from torchvision import transforms as T
 
 from fastreid_ice.data.image_cache import ResizedImages
-from fastreid_ice.data.views import BytesToTensor, without_resize
+from fastreid_ice.data.views import takes_arrays, without_resize
 
 
 class ReadableImages(CommDataset):
@@ -33,8 +33,9 @@ class ReadableImages(CommDataset):
     ):
         super().__init__(items, transform, relabel)
         self.resized = resized
-        if resized is not None:
-            self.transform = None if transform is None else without_resize(transform)
+        if resized is not None and transform is not None:
+            self.transform = without_resize(transform)
+        self.arrays = self.transform is not None and takes_arrays(self.transform)  # no picture has to be made
 
     def __getitem__(self, index: Any) -> dict[str, Any]:
         if self.resized is not None:
@@ -49,8 +50,7 @@ class ReadableImages(CommDataset):
         """The item from the resized images; without the way through a picture where only a tensor is made of it."""
         assert self.resized is not None and not self.relabel
         path, identity, camera = self.img_items[index][:3]
-        if self.transform is not None and [type(step) for step in self.transform.transforms] == [BytesToTensor]:
-            image = self.transform(self.resized.array(index))
-        else:
-            image = self.resized[index] if self.transform is None else self.transform(self.resized[index])
+        image = self.resized.array(index) if self.arrays else self.resized[index]
+        if self.transform is not None:
+            image = self.transform(image)
         return {"images": image, "targets": identity, "camids": camera, "img_paths": path}

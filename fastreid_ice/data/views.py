@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
@@ -12,9 +12,11 @@ from fastreid_ice.compat.transforms import bytes_to_tensor
 import numpy as np
 import torch
 from fastreid.data.transforms import ToTensor, build_transforms
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch import Tensor
 from torchvision import transforms as T
+
+from fastreid_ice.data.pixels import crop, gaussian_blur
 
 RECTANGLE = "_rectangle"  # behind a view's name: where it is still to be erased
 
@@ -24,14 +26,61 @@ def _uniform(low: float, high: float) -> float:
 
 
 class GaussianBlur:
-    """Blur a PIL image, or an (H, W, 3) uint8 array as INPUT.AUGMIX makes, with a radius drawn uniformly (pixels)."""
+    """Blur an RGB image, or an (H, W, 3) uint8 array as INPUT.AUGMIX makes, with a radius drawn uniformly (pixels).
+
+    Bit for bit Pillow's blur, which is the reference's, in less time: see :mod:`fastreid_ice.data.pixels`.
+    """
 
     def __init__(self, radius: tuple[float, float]):
         self.radius = radius
+        gaussian_blur(np.zeros((1, 1, 3), np.uint8), 1.0)  # compiled here, not in each worker
 
     def __call__(self, image: Image.Image | np.ndarray) -> Image.Image:
-        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        return image.filter(ImageFilter.GaussianBlur(_uniform(*self.radius)))
+        return Image.fromarray(self.on_array(np.asarray(image)))
+
+    def on_array(self, pixels: np.ndarray) -> np.ndarray:
+        return gaussian_blur(pixels, _uniform(*self.radius))
+
+
+class PaddedCrop:
+    """torchvision's ``Pad`` with black pixels and the ``RandomCrop`` behind it at once: the same draws and pixels.
+
+    Args:
+        padding: pixels on each side.
+        size: (height, width) of the crop, at most that of a padded image.
+    """
+
+    def __init__(self, padding: int, size: tuple[int, int]):
+        self.padding = padding
+        self.size = size
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        top, left = self.draw(image.height, image.width)
+        return image.crop((left, top, left + self.size[1], top + self.size[0]))  # what lies outside is black
+
+    def draw(self, height: int, width: int) -> tuple[int, int]:
+        """Row and column of an image of this size at which the crop begins; negative in the padding."""
+        spare = height + 2 * self.padding - self.size[0], width + 2 * self.padding - self.size[1]
+        if min(spare) < 0:
+            raise ValueError(f"An image of {height} x {width} pixels, padded by {self.padding}, is too small to crop")
+        if not any(spare):
+            return -self.padding, -self.padding
+        top, left = (int(torch.randint(count + 1, (1,))) - self.padding for count in spare)
+        return top, left
+
+
+def _join_pad_and_crop(steps: list[Any]) -> list[Any]:
+    """With :class:`PaddedCrop` in the place of such a pair."""
+    joined: list[Any] = []
+    for step in steps:
+        pad = joined[-1] if joined else None
+        cropped = isinstance(step, T.RandomCrop) and step.padding is None and not step.pad_if_needed
+        if cropped and isinstance(pad, T.Pad) and isinstance(pad.padding, int) and pad.padding_mode == "constant":
+            assert pad.fill == 0
+            joined[-1] = PaddedCrop(pad.padding, tuple(step.size))
+        else:
+            joined.append(step)
+    return joined
 
 
 class RandomErasing:
@@ -144,7 +193,7 @@ def build_strong_view(cfg) -> T.Compose:
             node = cfg.INPUT.REA
             step = RandomErasing(node.PROB, node.AREA, node.ASPECT, node.VALUE)
         steps.append(step)
-    return T.Compose(steps)
+    return T.Compose(_join_pad_and_crop(steps))
 
 
 def split_common_resize(strong: Callable, weak: Callable) -> tuple[Callable, Callable, Callable]:
@@ -176,6 +225,50 @@ class BytesToTensor:
         return bytes_to_tensor(picture)
 
 
+class BytesAtOnce:
+    """Crop, flip, blur and :class:`BytesToTensor` without a picture in between: the same draws and pixels.
+
+    Args:
+        steps: :class:`PaddedCrop`, and behind it torchvision's ``RandomHorizontalFlip``, :class:`GaussianBlur` within
+            ``RandomApply``, or both.
+    """
+
+    def __init__(self, steps: Sequence[Any]):
+        self.steps = steps
+
+    def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
+        """Picture or (H, W, 3) uint8 -> (3, h, w) uint8."""
+        pixels, flipped, padded = np.asarray(image), False, self.steps[0]
+        top, left = padded.draw(*pixels.shape[:2])
+        behind = list(self.steps[1:])
+        if behind and isinstance(behind[0], T.RandomHorizontalFlip):
+            flipped = bool(torch.rand(1) < behind.pop(0).p)
+        pixels = crop(pixels, top, left, padded.size, flipped)
+        if behind and not behind[0].p < torch.rand(1):
+            pixels = behind[0].transforms[0].on_array(pixels)
+        return bytes_to_tensor(pixels)
+
+    @classmethod
+    def within(cls, steps: Sequence[Any]) -> list[Any]:
+        """These steps, with one of this class for those at their end that it can stand for."""
+        *before, last = steps
+        if type(last) is not BytesToTensor:
+            return list(steps)
+        found: list[Any] = []
+        if before and type(before[-1]) is T.RandomApply and [type(t) for t in before[-1].transforms] == [GaussianBlur]:
+            found.insert(0, before.pop())
+        if before and type(before[-1]) is T.RandomHorizontalFlip:
+            found.insert(0, before.pop())
+        if not before or type(before[-1]) is not PaddedCrop:
+            return list(steps)
+        return [*before[:-1], cls([before[-1], *found])]
+
+
+def takes_arrays(view: T.Compose) -> bool:
+    """Whether a view may be given an (H, W, 3) uint8 array in the place of a picture."""
+    return all(type(step) in (BytesAtOnce, BytesToTensor, ErasingOfBytes) for step in view.transforms)
+
+
 def keep_bytes(view: T.Compose) -> T.Compose:
     """The same view as uint8 where its pixels are bytes to the end; the model makes the same float32 of them.
 
@@ -184,9 +277,9 @@ def keep_bytes(view: T.Compose) -> T.Compose:
     """
     *steps, last = view.transforms
     if type(last) is ToTensor:
-        return T.Compose([*steps, BytesToTensor()])
+        return T.Compose(BytesAtOnce.within([*steps, BytesToTensor()]))
     if type(last) is RandomErasing and steps and type(steps[-1]) is ToTensor:
-        return T.Compose([*steps[:-1], BytesToTensor(), ErasingOfBytes(last)])
+        return T.Compose([*BytesAtOnce.within([*steps[:-1], BytesToTensor()]), ErasingOfBytes(last)])
     return view
 
 
