@@ -36,16 +36,10 @@ def checks() -> dict[str, Callable[[Place, Findings], None]]:
     from benchmarks import acceptance_speed as speed
 
     both = [
-        *(numbers.versions, numbers.losses, numbers.trajectories, numbers.labels, numbers.degenerate_features),
-        *(
-            numbers.reranking,
-            numbers.configs,
-            numbers.graphs,
-            numbers.like_the_cpu,
-            numbers.order_of_extraction,
-            numbers.resume,
-        ),
-        *(numbers.one_process_group, speed.clustering, speed.ranking, speed.million, speed.steps, speed.images),
+        *(numbers.versions, numbers.losses, numbers.trajectories, numbers.labels, numbers.approximate),
+        *(numbers.degenerate_features, numbers.reranking, numbers.configs, numbers.graphs, numbers.like_the_cpu),
+        *(numbers.order_of_extraction, numbers.resume, numbers.one_process_group),
+        *(speed.clustering, speed.ranking, speed.million, speed.steps, speed.images),
     ]
     return {check.__name__: check for check in both}
 

@@ -173,6 +173,15 @@ def labels(place: Place, found: Findings) -> None:
     )
 
 
+def approximate(place: Place, found: Findings) -> None:
+    """Clusterings whose neighbours are an index's, of features on the device: faiss's indexes are the CPU's."""
+    features = torch.from_numpy(np.load(DATA / "clustering_small.npz")["features"])
+    for kind in ("hnsw", "ivf"):
+        clusterer = Clusterer(ClusteringConfig(knn=kind))
+        on_device, on_cpu = (clusterer(features.to(device)).labels.cpu().numpy() for device in (place.device, "cpu"))
+        found.at_most(f"{kind}: 1 - ARI with the CPU's labels", 1 - agreement(on_device, on_cpu), 0.01)
+
+
 def _market_labels() -> list[tuple[str, Tensor, float, np.ndarray]]:
     files = [np.load(DATA / f"clustering_market1501_features_{part}.npz") for part in range(4)]
     features = np.concatenate([file["features_float16"] for file in files]).astype(np.float32)
