@@ -67,7 +67,7 @@ def stay_on_the_cpu() -> None:
         on_gpu = isinstance(target, (str, torch.device)) and torch.device(target).type == "cuda"
         return self if on_gpu else moved(self, *args, **kwargs)
 
-    torch.Tensor.to = to  # type: ignore[method-assign]
+    torch.Tensor.to = to  # type: ignore[assignment, method-assign]
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     nn.Module.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.load = lambda *args, **kwargs: load(*args, **{**kwargs, "weights_only": False})
@@ -84,8 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("clone", type=Path, help="of the authors' repository")
     parser.add_argument("--weights", default="", help="start of the network; default: random")
     parser.add_argument("--padding", type=int, default=5)
-    parser.add_argument("own", nargs=argparse.REMAINDER, help="-- and the program's own arguments")
-    args = parser.parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    end = given.index("--") if "--" in given else len(given)
+    args, own = parser.parse_args(given[:end]), given[end + 1 :]
     program = args.clone.resolve() / "examples" / "unsupervised_train.py"
     if not program.is_file():
         parser.error(f"{args.clone} is no clone of the authors' repository: there is no {program}")
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     k1, k2, printed, _, half = search.compute_jaccard_distance.__defaults__
     search.compute_jaccard_distance.__defaults__ = (k1, k2, printed, FAISS_ON_THE_CPU, half)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    sys.argv = [program.name, *(args.own[1:] if args.own[:1] == ["--"] else args.own)]
+    sys.argv = [program.name, *own]
     runpy.run_path(str(program), run_name="__main__")
 
 

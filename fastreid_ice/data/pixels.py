@@ -97,28 +97,64 @@ def _blur(rows, channels, whole, inside, end):  # type: ignore[no-untyped-def]
     height, width = rows.shape
     margin = (whole + 1) * channels
     line, sums = np.empty(width + 2 * margin, np.uint8), np.empty(width, np.uint32)
-    result, other = np.empty_like(rows), np.empty_like(rows)
+    result, other, blurred = np.empty_like(rows), np.empty_like(rows), np.empty(width, np.uint8)
     for y in range(height):
         middle = line[margin : margin + width]
-        middle[:] = rows[y]
+        _copy(rows[y], middle)
         for _ in range(PASSES):
             for x in range(margin):  # the pixels at the border go on outside
                 line[x] = line[margin + x % channels]
                 line[margin + width + x] = line[margin + width - channels + x % channels]
-            _set(sums, middle)
-            for shift in range(channels, margin, channels):
-                _add(sums, line[shift : shift + width], line[2 * margin - shift : 2 * margin - shift + width])
-            _weigh(sums, inside, line[:width], line[2 * margin : 2 * margin + width], end, middle)
-        result[y] = middle
+            before, behind = line[:width], line[2 * margin : 2 * margin + width]
+            if whole == 0:
+                _weigh_one(middle, inside, before, behind, end, blurred)
+            elif whole == 1:
+                left, right = line[channels : channels + width], line[margin + channels : margin + channels + width]
+                _weigh_three(middle, left, right, inside, before, behind, end, blurred)
+            else:
+                _set(sums, middle)
+                for shift in range(channels, margin, channels):
+                    _add(sums, line[shift : shift + width], line[2 * margin - shift : 2 * margin - shift + width])
+                _weigh(sums, inside, before, behind, end, blurred)
+            _copy(blurred, middle)
+        _copy(middle, result[y])
     for _ in range(PASSES):
         result, other = other, result
         for y in range(height):
-            _set(sums, other[y])
-            for shift in range(1, whole + 1):
-                _add(sums, other[max(y - shift, 0)], other[min(y + shift, height - 1)])
             above, below = other[max(y - whole - 1, 0)], other[min(y + whole + 1, height - 1)]
-            _weigh(sums, inside, above, below, end, result[y])
+            if whole == 0:
+                _weigh_one(other[y], inside, above, below, end, result[y])
+            elif whole == 1:
+                upper, lower = other[max(y - 1, 0)], other[min(y + 1, height - 1)]
+                _weigh_three(other[y], upper, lower, inside, above, below, end, result[y])
+            else:
+                _set(sums, other[y])
+                for shift in range(1, whole + 1):
+                    _add(sums, other[max(y - shift, 0)], other[min(y + shift, height - 1)])
+                _weigh(sums, inside, above, below, end, result[y])
     return result
+
+
+@njit(cache=True, nogil=True)
+def _copy(given, taken):  # type: ignore[no-untyped-def]
+    for x in range(len(given)):
+        taken[x] = given[x]
+
+
+@njit(cache=True, nogil=True)
+def _weigh_one(row, inside, before, behind, end, result):  # type: ignore[no-untyped-def]
+    """A row's pixels with those of the box's ends; cut to 32 bits, which it fits, so that its products have no more."""
+    for x in range(len(row)):
+        ends = np.uint32(before[x]) + np.uint32(behind[x])
+        result[x] = np.uint8(np.uint32(np.uint32(row[x]) * inside + ends * end + HALF) >> SHIFT)
+
+
+@njit(cache=True, nogil=True)
+def _weigh_three(row, left, right, inside, before, behind, end, result):  # type: ignore[no-untyped-def]
+    for x in range(len(row)):
+        ends = np.uint32(before[x]) + np.uint32(behind[x])
+        total = np.uint32(row[x]) + np.uint32(left[x]) + np.uint32(right[x])
+        result[x] = np.uint8(np.uint32(total * inside + ends * end + HALF) >> SHIFT)
 
 
 @njit(cache=True, nogil=True)
@@ -135,7 +171,7 @@ def _add(sums, before, behind):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _weigh(sums, inside, before, behind, end, result):  # type: ignore[no-untyped-def]
-    """With half added for rounding. What ``sums`` holds is cut to 32 bits, which it fits: so are the products."""
+    """Boxes of five pixels and more, which have been added up."""
     for x in range(len(sums)):
         sums[x] = sums[x] * inside + (np.uint32(before[x]) + np.uint32(behind[x])) * end + HALF
     for x in range(len(sums)):
