@@ -235,6 +235,9 @@ class BytesAtOnce:
 
     def __init__(self, steps: Sequence[Any]):
         self.steps = steps
+        example = np.zeros((1, 1, 3), np.uint8)
+        example.flags.writeable = False  # as pictures' arrays are, and those of the cache
+        crop(example, 0, 0, (1, 1), False)  # compiled here, not in each worker
 
     def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
         """Picture or (H, W, 3) uint8 -> (3, h, w) uint8."""
