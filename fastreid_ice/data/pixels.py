@@ -1,4 +1,4 @@
-"""Compiled operations on images of bytes, in which strong views spend most of their time.
+"""Operations on images of bytes: Pillow's blur compiled, in which strong views spent most of their time.
 
 Pillow approximates a Gaussian by three box filters along each axis, whose width is not whole: the two pixels at the
 ends of a box count in part (Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended box
@@ -37,7 +37,7 @@ def gaussian_blur(pixels: np.ndarray, radius: float) -> np.ndarray:
     return _blur(rows, channels, whole, inside, end).reshape(pixels.shape)
 
 
-def crop(pixels: np.ndarray, top: int, left: int, size: tuple[int, int], flipped: bool) -> np.ndarray:
+def crop(pixels: np.ndarray, top: int, left: int, size: tuple[int, int]) -> np.ndarray:
     """A part of an image, black where it lies outside of it.
 
     Args:
@@ -45,12 +45,15 @@ def crop(pixels: np.ndarray, top: int, left: int, size: tuple[int, int], flipped
         top: row of the image that becomes the first; may be negative.
         left: likewise, column.
         size: (height, width) of the part.
-        flipped: left and right are exchanged.
 
     Returns:
         (height, width, 3) uint8, C-contiguous, another array.
     """
-    return _crop(np.ascontiguousarray(pixels), top, left, *size, flipped)
+    result = np.zeros((*size, pixels.shape[2]), np.uint8)
+    inside = pixels[max(top, 0) : max(top + size[0], 0), max(left, 0) : max(left + size[1], 0)]
+    row, column = max(-top, 0), max(-left, 0)
+    result[row : row + inside.shape[0], column : column + inside.shape[1]] = inside
+    return result
 
 
 def box(radius: float) -> tuple[int, np.uint32, np.uint32]:
@@ -74,21 +77,6 @@ def box(radius: float) -> tuple[int, np.uint32, np.uint32]:
     whole_pixels = int(half)
     inside = int(single(1 << 24) / (half * single(2) + one))
     return whole_pixels, np.uint32(inside), np.uint32(((1 << 24) - (2 * whole_pixels + 1) * inside) // 2)
-
-
-@njit(cache=True, nogil=True)
-def _crop(pixels, top, left, height, width, flipped):  # type: ignore[no-untyped-def]
-    result = np.zeros((height, width, 3), np.uint8)
-    first, last = max(0, -left), min(width, pixels.shape[1] - left)
-    for y in range(max(0, -top), min(height, pixels.shape[0] - top)):
-        row, given = result[y], pixels[top + y]
-        if flipped:
-            for x in range(first, last):
-                for channel in range(3):
-                    row[width - 1 - x, channel] = given[left + x, channel]
-        else:
-            row[first:last] = given[left + first : left + last]
-    return result
 
 
 @njit(cache=True, nogil=True)

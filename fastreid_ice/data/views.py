@@ -235,9 +235,6 @@ class BytesAtOnce:
 
     def __init__(self, steps: Sequence[Any]):
         self.steps = steps
-        example = np.zeros((1, 1, 3), np.uint8)
-        example.flags.writeable = False  # as pictures' arrays are, and those of the cache
-        crop(example, 0, 0, (1, 1), False)  # compiled here, not in each worker
 
     def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
         """Picture or (H, W, 3) uint8 -> (3, h, w) uint8."""
@@ -246,10 +243,10 @@ class BytesAtOnce:
         behind = list(self.steps[1:])
         if behind and isinstance(behind[0], T.RandomHorizontalFlip):
             flipped = bool(torch.rand(1) < behind.pop(0).p)
-        pixels = crop(pixels, top, left, padded.size, flipped)
+        pixels = crop(pixels, top, left, padded.size)
         if behind and not behind[0].p < torch.rand(1):
             pixels = behind[0].transforms[0].on_array(pixels)
-        return bytes_to_tensor(pixels)
+        return bytes_to_tensor(pixels[:, ::-1] if flipped else pixels)  # the blur is the same from either side
 
     @classmethod
     def within(cls, steps: Sequence[Any]) -> list[Any]:
