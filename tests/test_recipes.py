@@ -6,9 +6,11 @@ from argparse import Namespace
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 import pytest
+import torch
 
 from fastreid_ice.cli.train import run
 from fastreid_ice.config_files import load_config
+from fastreid_ice.engine import ICETrainer
 from fastreid_ice.engine.checks import check_config
 from fastreid_ice.engine.clustering_config import clustering_config
 from fastreid_ice.modeling import HardMeanMemory, build_losses
@@ -76,3 +78,22 @@ def test_a_short_training_lowers_the_loss(name, tmp_path, tiny_dataset):
         first, *_, last = (row[loss] for row in rows)
         assert last < 0.9 * first, (loss, first, last)
     assert rows[0]["outliers"] > 0
+
+
+@pytest.mark.parametrize("name", ["cap", "hhcl", "spcl"])
+def test_a_resumed_run_ends_with_the_same_weights(name, tmp_path, tiny_dataset):
+    """No memory outlives a clustering: with MomentumMemory, HardMeanMemory, and outliers that are instances."""
+
+    def trained(folder, epochs):
+        keys = {"SOLVER.MAX_EPOCH": 2, "SOLVER.ITERS_PER_EPOCH": 4, "CLUSTERING.PERIOD": 1, "DATASETS.TESTS": ()}
+        options = small_options({**TINY, **keys, "OUTPUT_DIR": str(tmp_path / folder)})
+        trainer = ICETrainer(load_config(FOLDER / f"{name}.yml", options))
+        trainer.resume_or_load(resume=True)
+        trainer.max_epoch = epochs
+        trainer.train()
+        return trainer.model.state_dict()
+
+    whole = trained("whole", 2)
+    trained("resumed", 1)
+    resumed = trained("resumed", 2)
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
