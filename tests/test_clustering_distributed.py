@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fastreid_ice.compat.launching import leave_process_group
+
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -29,7 +31,7 @@ def _rank(rank, world, store, features, folder):
     for knn in ("exact", "ivf", "hnsw"):
         one = Clusterer(ClusteringConfig(min_samples=1, knn=knn))(features[:1])  # the second rank has no rows
         assert one.labels.tolist() == [0]
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 _OPTIONS = [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from fastreid_ice.compat.launching import leave_process_group
+
 import numpy as np
 import pytest
 import torch
@@ -252,7 +254,7 @@ def _rank(rank, store, folder):
     features, tracks = random_tracks(0)
     result = Clusterer(ClusteringConfig(tracks=BOTH, **METHODS[0]))(features, tracks=tracks)
     torch.save(result.labels, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 def test_two_processes_equal_one(tmp_path):

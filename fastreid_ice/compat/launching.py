@@ -142,9 +142,14 @@ def _process_group(
     finally:
         comm._LOCAL_PROCESS_GROUP = None
         comm._get_global_gloo_group.cache_clear()
-        if torch_version() < (2, 8):
-            keep_gloo_groups()
-        dist.destroy_process_group()
+        leave_process_group()
+
+
+def leave_process_group() -> None:
+    """``destroy_process_group`` that comes to its end with every torch."""
+    if torch_version() < (2, 8):
+        keep_gloo_groups()
+    dist.destroy_process_group()
 
 
 def torch_version() -> tuple[int, int]:
