@@ -51,6 +51,7 @@ def _rank(rank, store, folder):
             found = FeatureExtractor(count)(Double(), batches(share))
         assert count == 1 or sum(size >= found.nbytes for size in sizes.made) == 1
         torch.save(found.clone(), folder / f"{count}-{rank}.pt")
+    dist.barrier()  # who ends closes its connections
     leave_process_group()
 
 

@@ -254,6 +254,7 @@ def _rank(rank, store, folder):
     features, tracks = random_tracks(0)
     result = Clusterer(ClusteringConfig(tracks=BOTH, **METHODS[0]))(features, tracks=tracks)
     torch.save(result.labels, folder / f"{rank}.pt")
+    dist.barrier()  # who ends closes its connections
     leave_process_group()
 
 

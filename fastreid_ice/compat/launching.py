@@ -139,6 +139,7 @@ def _process_group(
             if first <= rank < first + processes_per_machine:
                 comm._LOCAL_PROCESS_GROUP = group
         yield
+        comm.synchronize()  # who ends closes its connections, while another may still read what it was sent
     finally:
         comm._LOCAL_PROCESS_GROUP = None
         comm._get_global_gloo_group.cache_clear()
