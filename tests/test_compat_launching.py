@@ -92,14 +92,6 @@ def test_two_machines(script):
         assert told == [rank, 0, 2, 1, 3.0, [0, 1], "gloo", "__mp_main__"]
 
 
-def test_processes_that_torchrun_has_started(script):
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    finish(*(start(script, RANK=str(i), LOCAL_RANK=str(i), **group) for i in range(2)))
-    for rank in range(2):
-        told = json.loads((script.parent / f"{rank}.json").read_text())
-        assert told == [rank, rank, 2, 2, 3.0, [0, 1], "gloo", "__main__"]
-
-
 def test_trainings_on_two_machines_and_by_torchrun_are_equal(tiny_dataset, tmp_path):
     """tools/train_net.py for real, two processes each time: started as two machines, and as one by torchrun."""
 
