@@ -216,7 +216,8 @@ def test_a_view_at_once_is_the_view_step_by_step(image, off):
 
 
 def test_views_that_cannot_be_made_at_once(image):
-    for keys in ({"INPUT__CJ__ENABLED": True}, {"INPUT__PADDING__MODE": "reflect"}, {"INPUT__AUGMIX__ENABLED": True}):
+    jitter = {"INPUT__CJ__ENABLED": True, "INPUT__CJ__HUE": 0.0}  # torchvision 0.18 turns no hue beside numpy 2
+    for keys in (jitter, {"INPUT__PADDING__MODE": "reflect"}, {"INPUT__AUGMIX__ENABLED": True}):
         view = keep_bytes(build_strong_view(ice_config(**keys)))
         assert not any(isinstance(step, BytesAtOnce) for step in view.transforms)
         view(image)
