@@ -229,23 +229,23 @@ class BytesAtOnce:
     """Crop, flip, blur and :class:`BytesToTensor` without a picture in between: the same draws and pixels.
 
     Args:
-        steps: :class:`PaddedCrop`, and behind it torchvision's ``RandomHorizontalFlip``, :class:`GaussianBlur` within
-            ``RandomApply``, or both.
+        padded: the crop.
+        flip: torchvision's ``RandomHorizontalFlip`` behind it, or None.
+        blur: :class:`GaussianBlur` within ``RandomApply`` behind these, or None.
     """
 
-    def __init__(self, steps: Sequence[Any]):
-        self.steps = steps
+    def __init__(self, padded: PaddedCrop, flip: T.RandomHorizontalFlip | None, blur: T.RandomApply | None):
+        self.padded = padded
+        self.flip = flip
+        self.blur = blur
 
     def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
         """Picture or (H, W, 3) uint8 -> (3, h, w) uint8."""
-        pixels, flipped, padded = np.asarray(image), False, self.steps[0]
-        top, left = padded.draw(*pixels.shape[:2])
-        behind = list(self.steps[1:])
-        if behind and isinstance(behind[0], T.RandomHorizontalFlip):
-            flipped = bool(torch.rand(1) < behind.pop(0).p)
-        pixels = crop(pixels, top, left, padded.size)
-        if behind and not behind[0].p < torch.rand(1):
-            pixels = behind[0].transforms[0].on_array(pixels)
+        pixels = np.asarray(image)
+        pixels = crop(pixels, *self.padded.draw(*pixels.shape[:2]), self.padded.size)
+        flipped = self.flip is not None and bool(torch.rand(1) < self.flip.p)
+        if self.blur is not None and not self.blur.p < torch.rand(1):
+            pixels = self.blur.transforms[0].on_array(pixels)
         return bytes_to_tensor(pixels[:, ::-1] if flipped else pixels)  # the blur is the same from either side
 
     @classmethod
@@ -254,14 +254,14 @@ class BytesAtOnce:
         *before, last = steps
         if type(last) is not BytesToTensor:
             return list(steps)
-        found: list[Any] = []
+        flip = blur = None
         if before and type(before[-1]) is T.RandomApply and [type(t) for t in before[-1].transforms] == [GaussianBlur]:
-            found.insert(0, before.pop())
+            blur = before.pop()
         if before and type(before[-1]) is T.RandomHorizontalFlip:
-            found.insert(0, before.pop())
+            flip = before.pop()
         if not before or type(before[-1]) is not PaddedCrop:
             return list(steps)
-        return [*before[:-1], cls([before[-1], *found])]
+        return [*before[:-1], cls(before[-1], flip, blur)]
 
 
 def takes_arrays(view: T.Compose) -> bool:
