@@ -21,6 +21,8 @@ from tests import tiny  # noqa: F401  (registers the dataset and the backbone)
 from tests.conftest import ROOT, SMALL, small_options
 
 OSNET = {"MODEL.BACKBONE.NAME": "build_osnet_backbone", "MODEL.BACKBONE.FEAT_DIM": 128}
+SMALL_BACKBONE = {"MODEL.BACKBONE.NAME": "build_two_convolutions", "MODEL.BACKBONE.FEAT_DIM": 32}
+ONE_CLUSTER_AT_LEAST = ["CLUSTERING.EPS", "0.9", "CLUSTERING.MIN_SAMPLES", "2"]
 
 
 def trained_run(folder: Path, **more: Any) -> Path:

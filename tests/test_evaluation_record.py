@@ -14,11 +14,9 @@ from fastreid_ice.export.card import model_card
 from fastreid_ice.report.derived import derived_manifest, evaluated_manifest, is_of_a_training, scored_alike
 from fastreid_ice.report.manifest import read_manifest
 from fastreid_ice.report.tables import build_table, read_runs
-from tests.exported_runs import trained_run
+from tests.exported_runs import ONE_CLUSTER_AT_LEAST, SMALL_BACKBONE, trained_run
 
 pytestmark = pytest.mark.usefixtures("tiny_dataset")
-ONE_CLUSTER_AT_LEAST = ["CLUSTERING.EPS", "0.9", "CLUSTERING.MIN_SAMPLES", "2"]
-SMALL_BACKBONE = {"MODEL.BACKBONE.NAME": "build_two_convolutions", "MODEL.BACKBONE.FEAT_DIM": 32}
 
 
 @pytest.fixture(scope="module")

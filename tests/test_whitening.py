@@ -19,11 +19,9 @@ from fastreid_ice.engine.run_features import extract_run
 from fastreid_ice.engine.whitening import _mapped_neck, whiten_model
 from fastreid_ice.export import export_model
 from fastreid_ice.report.run_files import read_clusters
-from tests.exported_runs import people, trained_run, untrained_run
+from tests.exported_runs import ONE_CLUSTER_AT_LEAST, SMALL_BACKBONE, people, trained_run, untrained_run
 
 pytestmark = pytest.mark.usefixtures("tiny_dataset")
-SMALL_BACKBONE = {"MODEL.BACKBONE.NAME": "build_two_convolutions", "MODEL.BACKBONE.FEAT_DIM": 32}
-ONE_CLUSTER_AT_LEAST = ["CLUSTERING.EPS", "0.9", "CLUSTERING.MIN_SAMPLES", "2"]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is importe
 
 import numpy as np
 
-from fastreid_ice.engine.reporting import PAGE_FILE, collect
+from fastreid_ice.engine.reporting import collect
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.files import check_output
 from fastreid_ice.report.cluster_charts import cluster_sizes
@@ -23,6 +23,7 @@ from fastreid_ice.report.embedding_map import PROJECTIONS, embedding_map
 from fastreid_ice.report.page import write_page
 from fastreid_ice.report.page_data import ReportData
 from fastreid_ice.report.ranking_sheet import ranking_sheet
+from fastreid_ice.report.run_files import PAGE_FILE
 
 PHOTOS = (".jpg", ".jpeg", ".pdf", ".png", ".webp")
 CHARTS = (".jpg", ".jpeg", ".pdf", ".png", ".svg", ".webp")

@@ -31,7 +31,7 @@ def build_feature_loader(
     Args:
         cfg: the config.
         images: the training images.
-        cache: of these images. What it keeps is read by this process alone: a worker would take longer to hand it over.
+        cache: of these images.
         chosen: (n,) int64 numbers of the images that are wanted, in this order; default all.
     """
     items = [(path, 0, 0) for path in images.paths]
@@ -40,13 +40,7 @@ def build_feature_loader(
     dataset: Dataset = ReadableImages(items, view, resized=resized)
     if chosen is not None:
         dataset = Subset(dataset, chosen.tolist())
-    loader, _ = build_reid_test_loader(
-        dataset,
-        test_batch_size=cfg.TEST.IMS_PER_BATCH,
-        num_query=0,
-        num_workers=cfg.DATALOADER.NUM_WORKERS if resized is None else 0,
-    )
-    return loader
+    return _loader(cfg, dataset, 0, from_cache=resized is not None)[0]
 
 
 _KEPT: ContextVar[dict[str, ImageCache] | None] = ContextVar("kept test images", default=None)
@@ -84,9 +78,15 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> tuple[Any, int]:
         if dataset_name not in kept:
             kept[dataset_name] = ImageCache(cfg, [path for path, *_ in items], list(InferenceSampler(len(items))))
         resized = kept[dataset_name].resized(view)
+    images = ReadableImages(items, view, resized=resized)
+    return _loader(cfg, images, len(dataset.query), from_cache=resized is not None)
+
+
+def _loader(cfg: CfgNode, dataset: Dataset, num_query: int, from_cache: bool) -> tuple[Any, int]:
+    """What a cache keeps is read by this process alone: a worker would take longer to hand it over."""
     return build_reid_test_loader(
-        ReadableImages(items, view, resized=resized),
+        dataset,
         test_batch_size=cfg.TEST.IMS_PER_BATCH,
-        num_query=len(dataset.query),
-        num_workers=cfg.DATALOADER.NUM_WORKERS if resized is None else 0,
+        num_query=num_query,
+        num_workers=0 if from_cache else cfg.DATALOADER.NUM_WORKERS,
     )

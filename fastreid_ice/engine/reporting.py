@@ -32,13 +32,13 @@ from fastreid_ice.report.page import write_page
 from fastreid_ice.report.page_data import RankingExample, ReportData
 from fastreid_ice.report.page_files import read_run
 from fastreid_ice.report.ranking_sheet import ranking_marks
+from fastreid_ice.report.run_files import PAGE_FILE
 
 if TYPE_CHECKING:
     from fastreid_ice.engine.trainer import ICETrainer
 
 logger = logging.getLogger(__name__)
 
-PAGE_FILE = "report.html"
 
 Run = Union[str, Path]
 Encoder = tuple[nn.Module, CfgNode]

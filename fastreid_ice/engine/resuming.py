@@ -18,14 +18,14 @@ from fastreid_ice.config_files import read_settings
 from fastreid_ice.errors import UnreadableCheckpointError, one_line
 from fastreid_ice.report.derived import is_of_a_training
 from fastreid_ice.report.manifest import FILE_NAME, SET_ASIDE, flatten, known_manifest
-from fastreid_ice.report.run_files import CLUSTERS_FILE, CONFIG_FILE, RECORDS_FILE
+from fastreid_ice.report.run_files import CLUSTERS_FILE, CONFIG_FILE, PAGE_FILE, RECORDS_FILE
 
 logger = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = "last_checkpoint"
 
 # What says of a run's checkpoints what they are.
-_DESCRIPTIONS = (CONFIG_FILE, FILE_NAME, RECORDS_FILE, CLUSTERS_FILE, "report.html")
+_DESCRIPTIONS = (CONFIG_FILE, FILE_NAME, RECORDS_FILE, CLUSTERS_FILE, PAGE_FILE)
 
 # What a run writes under a temporary name first. Not moved aside: metrics.json, which a logger holds open.
 RUN_FILES = ("model_*.pth", LAST_CHECKPOINT, "metrics.json", *_DESCRIPTIONS)

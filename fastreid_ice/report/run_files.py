@@ -15,6 +15,7 @@ from fastreid_ice.report.reading import read_json, read_yaml
 RECORDS_FILE = "results.json"
 CLUSTERS_FILE = "clusters.csv"
 CONFIG_FILE = "config.yaml"
+PAGE_FILE = "report.html"
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
