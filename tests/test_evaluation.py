@@ -318,7 +318,7 @@ def test_chunks_of_queries_change_nothing(small_blocks):
 
 
 def test_unknown_metric_names_the_choices():
-    with pytest.raises(ValueError, match="TEST.METRIC is 'manhattan'; choose one of cosine, euclidean, jaccard"):
+    with pytest.raises(ValueError, match="metric is 'manhattan'; choose one of cosine, euclidean"):
         Similarities(rows_of(random_features()), 5, "manhattan")
 
 

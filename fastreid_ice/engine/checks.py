@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 import torch
 from fastreid.config import CfgNode
 from fastreid.data.datasets import DATASET_REGISTRY
-from fastreid.layers import pooling
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.utils import comm
 
-from fastreid_ice.clustering import OUTLIERS, check_cameras
+from fastreid_ice.clustering import check_cameras
 from fastreid_ice.config import source_ims_per_batch
-from fastreid_ice.data.image_cache import KINDS
 from fastreid_ice.data.samplers import check_batch
 from fastreid_ice.engine.amp import Precision
 from fastreid_ice.engine.clustering_config import clustering_config
-from fastreid_ice.engine.inference import ENGINES, check_engine
+from fastreid_ice.engine.inference import check_engine
+from fastreid_ice.engine.key_rules import MODEL_RULES, TEST_RULES, TRAINING_RULES, apply_rules, value_of
 from fastreid_ice.engine.resuming import resumable_checkpoints
 from fastreid_ice.errors import look_up, registered_names
 from fastreid_ice.modeling.arithmetic import backbone_dimensions
@@ -31,118 +30,7 @@ from fastreid_ice.modeling.bn_chunks import chunks_per_process
 from fastreid_ice.modeling.heads import MemoryBankHead
 from fastreid_ice.modeling.losses import LOSS_REGISTRY, build_losses
 from fastreid_ice.modeling.memory_bank import HardMeanMemory, build_memory
-from fastreid_ice.modeling.meta_arch import AMP_DTYPES, ENCODERS, ICE
-
-SAMPLER = "IdentityCameraSampler"
-NORMS = ("BN", "syncBN", "GhostBN", "FrozenBN", "GN")
-HEAD_NORMS = tuple(name for name in NORMS if name != "FrozenBN")  # the neck is trained
-METRICS = ("cosine", "euclidean", "jaccard")
-SCHEDULES = ("MultiStepLR", "CosineAnnealingLR")
-OPTIMIZERS = tuple(
-    sorted(name for name, kind in vars(torch.optim).items() if isinstance(kind, type) and name != "Optimizer")
-)
-
-Condition = Callable[[Any], bool]
-
-
-def _between(low: float, high: float) -> tuple[Condition, str]:
-    return lambda value: low <= value <= high, f"in [{low}, {high}]"
-
-
-def _at_least(low: float) -> tuple[Condition, str]:
-    return lambda value: value >= low, f"at least {low}"
-
-
-_POSITIVE: tuple[Condition, str] = (lambda value: value > 0, "above 0")
-_SIZE: tuple[Condition, str] = (
-    lambda value: len(value) == 2 and all(isinstance(side, int) and side >= 8 for side in value),
-    "[height, width] in pixels, each at least 8",
-)
-_RANGE: tuple[Condition, str] = (
-    lambda value: len(value) == 2 and 0 <= value[0] <= value[1],
-    "[smallest, largest], 0 or more",
-)
-
-
-def _one_of(choices: Sequence[Any]) -> tuple[Condition, str]:
-    return lambda value: value in choices, f"one of {', '.join(map(str, choices))}"
-
-
-# What a value of each key must be, in the order in which they are looked at.
-MODEL_RULES: dict[str, tuple[Condition, str]] = {
-    "MODEL.BACKBONE.FEAT_DIM": _at_least(1),
-    "MODEL.BACKBONE.NORM": _one_of(NORMS),
-    "MODEL.HEADS.NORM": _one_of(HEAD_NORMS),
-    "MODEL.HEADS.POOL_LAYER": _one_of(pooling.__all__),
-    "MODEL.HEADS.EMBEDDING_DIM": _at_least(0),
-    "MODEL.ICE.MOMENTUM": (lambda value: 0 <= value < 1, "in [0, 1)"),
-    "MODEL.ICE.EVAL_ENCODER": _one_of(ENCODERS),
-    "MODEL.ICE.BN_CHUNKS": _at_least(0),
-    "MODEL.ICE.BN_MOMENTUM": (lambda value: 0 < value <= 1, "in (0, 1]"),
-    "MODEL.PIXEL_MEAN": (lambda value: len(value) == 3, "three numbers"),
-    "MODEL.PIXEL_STD": (lambda value: len(value) == 3 and min(value) > 0, "three numbers above 0"),
-    "INPUT.SIZE_TEST": _SIZE,
-    "SOLVER.AMP.DTYPE": _one_of(tuple(AMP_DTYPES)),
-}
-TEST_RULES: dict[str, tuple[Condition, str]] = {
-    "TEST.IMS_PER_BATCH": _at_least(1),
-    "TEST.ENGINE": _one_of(ENGINES),
-    "TEST.EVAL_PERIOD": _at_least(0),
-    "TEST.METRIC": _one_of(METRICS),
-    "TEST.AQE.QE_TIME": _at_least(1),
-    "TEST.AQE.QE_K": _at_least(1),
-    "TEST.RERANK.K1": _at_least(1),
-    "TEST.RERANK.K2": _at_least(1),
-    "TEST.RERANK.LAMBDA": _between(0, 1),
-    "TEST.PRECISE_BN.NUM_ITER": _at_least(1),
-    "DATALOADER.NUM_WORKERS": _at_least(0),
-}
-TRAINING_RULES: dict[str, tuple[Condition, str]] = {
-    "INPUT.SIZE_TRAIN": _SIZE,
-    "INPUT.PADDING.SIZE": _at_least(0),
-    "INPUT.FLIP.PROB": _between(0, 1),
-    "INPUT.BLUR.PROB": _between(0, 1),
-    "INPUT.BLUR.RADIUS": _RANGE,
-    "INPUT.REA.PROB": _between(0, 1),
-    "INPUT.REA.AREA": (lambda value: _RANGE[0](value) and value[1] <= 1, "[smallest, largest], each in [0, 1]"),
-    "INPUT.REA.ASPECT": (lambda value: _RANGE[0](value) and value[0] > 0, "[smallest, largest], above 0"),
-    "INPUT.REA.VALUE": (lambda value: len(value) == 3, "three numbers in 0..255"),
-    "DATASETS.SOURCE_IMS_PER_BATCH": _at_least(0),
-    "DATASETS.SOURCE_SAMPLE": _at_least(0),
-    "MODEL.LOSSES.SOURCE_SCALE": _POSITIVE,
-    "DATALOADER.SAMPLER_TRAIN": _one_of((SAMPLER,)),
-    "DATALOADER.NUM_INSTANCE": _at_least(1),
-    "DATALOADER.CACHE": _one_of(KINDS),
-    "DATALOADER.CACHE_DIR": (lambda value: isinstance(value, str), "the name of a folder, or empty"),
-    "SOLVER.IMS_PER_BATCH": _at_least(1),
-    "SOLVER.ITERS_PER_EPOCH": _at_least(1),
-    "SOLVER.MAX_EPOCH": _at_least(1),
-    "SOLVER.ACCUMULATION": _at_least(1),
-    "SOLVER.OPT": _one_of(OPTIMIZERS),
-    "SOLVER.BASE_LR": _POSITIVE,
-    "SOLVER.HEADS_LR_FACTOR": _POSITIVE,
-    "SOLVER.BIAS_LR_FACTOR": _POSITIVE,
-    "SOLVER.MOMENTUM": _between(0, 1),
-    "SOLVER.WEIGHT_DECAY": _at_least(0),
-    "SOLVER.WEIGHT_DECAY_NORM": _at_least(0),
-    "SOLVER.WEIGHT_DECAY_BIAS": _at_least(0),
-    "SOLVER.SCHED": _one_of(SCHEDULES),
-    "SOLVER.STEPS": (
-        lambda value: all(type(epoch) is int and epoch > 0 for epoch in value) and sorted(value) == list(value),
-        "epochs, whole numbers above 0 in ascending order, such as [20, 40]",
-    ),
-    "SOLVER.GAMMA": _POSITIVE,
-    "SOLVER.WARMUP_FACTOR": _between(0, 1),
-    "SOLVER.WARMUP_ITERS": _at_least(0),
-    "SOLVER.WARMUP_EPOCHS": _at_least(0),
-    "SOLVER.DELAY_EPOCHS": _at_least(0),
-    "SOLVER.CHECKPOINT_PERIOD": _at_least(0),
-    "SOLVER.CHECKPOINT_KEEP": _at_least(0),
-    "DATALOADER.OUTLIER_SHARE": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    "CLUSTERING.PERIOD": _at_least(1),
-    "CLUSTERING.OUTLIERS": _one_of(OUTLIERS),
-    "CLUSTERING.EPS_END": (lambda value: 0 <= value < 1, "in (0, 1), or 0 for CLUSTERING.EPS throughout"),
-}
+from fastreid_ice.modeling.meta_arch import AMP_DTYPES, ICE
 
 
 def check_model(cfg: CfgNode) -> None:
@@ -152,7 +40,7 @@ def check_model(cfg: CfgNode) -> None:
         ValueError: a value that cannot be, with the key and the choices.
         FileNotFoundError: a file of weights is not there.
     """
-    _apply(cfg, MODEL_RULES)
+    apply_rules(cfg, MODEL_RULES)
     advice = "A backbone of your own is registered in a module that MODEL.ICE.IMPORTS names."
     look_up(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME, "MODEL.BACKBONE.NAME", advice)
     _check_kind(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE", ICE)
@@ -178,14 +66,14 @@ def check_start_weights(cfg: CfgNode) -> None:
 
 
 def _check_file(cfg: CfgNode, key: str) -> None:
-    path = _value(cfg, key)
+    path = value_of(cfg, key)
     if path and "://" not in path and not Path(path).expanduser().is_file():
         raise FileNotFoundError(f"{key}: there is no file {path}")
 
 
 def check_evaluation(cfg: CfgNode) -> None:
     """The keys with which a model is evaluated. Raises ValueError."""
-    _apply(cfg, TEST_RULES)
+    apply_rules(cfg, TEST_RULES)
     check_engine(cfg)
     if cfg.TEST.IMS_PER_BATCH < comm.get_world_size():
         raise ValueError(
@@ -203,7 +91,7 @@ def check_config(cfg: CfgNode) -> None:
     """
     check_model(cfg)
     check_evaluation(cfg)
-    _apply(cfg, TRAINING_RULES)
+    apply_rules(cfg, TRAINING_RULES)
     if not cfg.DATASETS.NAMES:
         raise ValueError("DATASETS.NAMES is empty; name at least one dataset to train on")
     _check_datasets(cfg.DATASETS.NAMES, "DATASETS.NAMES")
@@ -249,23 +137,6 @@ def _check_memory(cfg: CfgNode) -> None:
             "MODEL.LOSSES.NAME has HardMeanLoss, which needs MODEL.ICE.MEMORY HardMeanMemory, not "
             f"{cfg.MODEL.ICE.MEMORY}; set it, or leave the loss out."
         )
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
-
-
-def _apply(cfg: CfgNode, rules: dict[str, tuple[Condition, str]]) -> None:
-    for key, (holds, needed) in rules.items():
-        value = _value(cfg, key)
-        try:
-            right = holds(value)
-        except TypeError:  # such as text among numbers
-            right = False
-        if not right:
-            raise ValueError(f"{key} is {value!r}; it must be {needed}")
 
 
 def _check_kind(registry: Any, name: str, key: str, kind: type) -> None:

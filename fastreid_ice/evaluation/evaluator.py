@@ -18,7 +18,7 @@ from fastreid_ice.evaluation.features import FeatureRows
 from fastreid_ice.evaluation.ranking import Identities, rank_queries
 from fastreid_ice.evaluation.rerank import RerankedSimilarities
 from fastreid_ice.evaluation.roc import RATES, true_positive_rates
-from fastreid_ice.evaluation.similarities import METRICS, Similarities
+from fastreid_ice.evaluation.similarities import METRICS, PLAIN_METRICS, Similarities
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ class ICEReidEvaluator(DatasetEvaluator):
     """
 
     def __init__(self, cfg: Any, num_query: int, output_dir: str | None = None):
-        if cfg.TEST.METRIC not in (*METRICS, "jaccard"):
-            raise ValueError(f"TEST.METRIC is {cfg.TEST.METRIC!r}; choose one of {', '.join(METRICS)}, jaccard.")
+        if cfg.TEST.METRIC not in METRICS:
+            raise ValueError(f"TEST.METRIC is {cfg.TEST.METRIC!r}; choose one of {', '.join(METRICS)}.")
         self.cfg = cfg
         self._num_query = num_query
         self.reset()
@@ -135,7 +135,7 @@ class ICEReidEvaluator(DatasetEvaluator):
 
     def _similarities(self, features: FeatureRows) -> Similarities | RerankedSimilarities:
         test = self.cfg.TEST
-        plain = Similarities(features, self._num_query, test.METRIC) if test.METRIC in METRICS else None
+        plain = Similarities(features, self._num_query, test.METRIC) if test.METRIC in PLAIN_METRICS else None
         if plain is not None and not test.RERANK.ENABLED:
             return plain
         logger.info("Test with rerank setting")

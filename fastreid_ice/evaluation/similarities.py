@@ -8,7 +8,8 @@ from torch import Tensor
 from fastreid_ice.evaluation.features import FeatureRows
 from fastreid_ice.evaluation.ranking import chunk_size
 
-METRICS = ("cosine", "euclidean")
+PLAIN_METRICS = ("cosine", "euclidean")  # of pairs; the others are of whole neighbourhoods
+METRICS = (*PLAIN_METRICS, "jaccard")  # of TEST.METRIC
 
 
 class Similarities:
@@ -19,15 +20,15 @@ class Similarities:
     Args:
         features: (N, D), the queries first; L2-normalised if the metric is the cosine.
         num_query: how many of the rows are queries.
-        metric: one of METRICS.
+        metric: one of PLAIN_METRICS.
 
     Note:
         Each call writes over the result of the one before.
     """
 
     def __init__(self, features: FeatureRows, num_query: int, metric: str):
-        if metric not in METRICS:
-            raise ValueError(f"TEST.METRIC is {metric!r}; choose one of {', '.join(METRICS)}, jaccard.")
+        if metric not in PLAIN_METRICS:
+            raise ValueError(f"metric is {metric!r}; choose one of {', '.join(PLAIN_METRICS)}.")
         self._features, self._num_query = features, num_query
         self._gallery = features.parts(num_query)
         num_gallery = len(features) - num_query
