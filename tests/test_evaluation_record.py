@@ -204,6 +204,7 @@ SOURCE = {
     "datasets": {"train": ["A"], "tests": ["A"]},
     "epochs": 4,
     "steps_per_epoch": 10,
+    "steps_done": 40,
     "hours": 2.5,
     "scores": {"best": None, "last": None},
     "config": {"DATASETS": {"TESTS": ["A"], "FOLDER": {"QUERY": ""}}, "TEST": {"METRIC": "cosine"}, "SEED": 1},
@@ -244,7 +245,9 @@ def test_manifests_by_hand():
     ],
 )
 def test_what_is_not_trained_to_its_end_is_not_finished(status, checkpoint, epoch, expected):
-    assert made(status, checkpoint, epoch)["status"] == expected
+    found = made(status, checkpoint, epoch)
+    assert found["status"] == expected and found["epochs_done"] == epoch
+    assert (found["steps_done"], found["hours"]) == (40, 2.5)  # what the training has cost
 
 
 def test_alike_is_by_protocol_and_images():

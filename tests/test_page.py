@@ -170,6 +170,8 @@ def test_without_pictures(data):
     reader = Reader(text)
     assert reader.of("img") == [] and "image/jpeg" not in text and "no pictures of people" in reader.sections["header"]
     assert "nobody" not in text
+    few = Reader(page.build_page(nowhere, pictures=False, max_clusters=1)).sections["clusters"]
+    assert few.count("1 of 3 clusters") == 2  # above the table, and as its caption
     assert re.search(r"0 +4 +3 +2 +75.0", reader.sections["clusters"])  # cluster, images, cameras, identities, purity
     assert "✓ ✗ ✗" in reader.sections["ranking-lists"]
 
@@ -387,7 +389,8 @@ def test_read_run(tmp_path):
         ("clusters.csv", "path,label,camera\na,0,0\nb,two,0\n", "line 3: label is 'two'"),
         ("clusters.csv", "path,label,camera\na,0\n", "line 2: camera is None"),
         ("clusters.csv", "", "has no column 'path'"),
-        ("results.json", "{}", "a list of objects"),
+        ("results.json", "{}", "holds a dict, but results are a list"),
+        ("results.json", '[{"epoch": null}]', "row 1 has no 'epoch'"),
         ("results.json", "[", "not valid json"),
         ("config.yaml", "a: [", "not valid yaml"),
         ("config.yaml", "[1]", "holds a list"),

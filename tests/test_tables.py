@@ -177,6 +177,41 @@ def test_a_seed_that_came_twice_is_said(tmp_path, caplog):
     assert "seed 1 more than once" in caplog.text
 
 
+def evaluated(folder: Path, checkpoint: str, *rows: Any, **options: Any) -> Path:
+    """A run as ``--eval-only`` of one of its checkpoints leaves it."""
+    return change(write_run(folder, list(rows), **options), evaluated=f"model_{checkpoint}.pth")
+
+
+def test_a_seed_that_was_evaluated_by_itself_is_one_of_its_setting(tmp_path, caplog):
+    write_run(tmp_path / "a", [row(1, 50.0), row(2, 40.0)])
+    write_run(tmp_path / "b", [row(1, 52.0), row(2, 42.0)], seed=2)
+    evaluated(tmp_path / "c", "final", row(2, 47.0), seed=3)
+    evaluated(tmp_path / "d", "best", row(1, 57.0), seed=3)
+    best, last = table(tmp_path).rows
+    assert best.cells["Market1501"].scores["mAP"].mean == 53.0 and last.cells["Market1501"].scores["mAP"].mean == 43.0
+    assert not caplog.records
+    evaluated(tmp_path / "e", "best", row(1, 57.0), seed=2)
+    table(tmp_path)
+    assert "has seed 2 more than once" in caplog.text
+
+
+def test_best_and_last_are_two_rows_whatever_their_folders_are_called(tmp_path):
+    for test in ("DukeMTMC", "MSMT17"):
+        for folder, checkpoint, score in (("x", "best", 50.0), ("y", "final", 40.0), ("z", "best", 52.0)):
+            seed = 1 + (folder == "z")
+            evaluated(tmp_path / f"{test}_{folder}", checkpoint, row(2, score), seed=seed, DATASETS__TESTS=(test,))
+    found = {made.epoch: made.cells for made in table(tmp_path).rows}
+    assert list(found) == ["best", "last"] and all(len(cells) == 2 for cells in found.values())
+    assert found["best"]["MSMT17"].scores["mAP"].mean == 51.0 and found["last"]["DukeMTMC"].scores["mAP"].mean == 40.0
+
+
+def test_the_reason_is_of_the_run_that_is_named(tmp_path):
+    change(write_run(tmp_path / "a"), datasets={"train": ["A"], "tests": []})
+    change(write_run(tmp_path / "b"), status="running")
+    with pytest.raises(ValueError, match="None of the 2 runs can be shown; .*/b: it is not finished"):
+        table(tmp_path)
+
+
 def test_runs_are_found_once(tmp_path):
     a, b = write_run(tmp_path / "x" / "a"), write_run(tmp_path / "x" / "y" / "b")
     assert find_runs([tmp_path, b, a / "run.json"]) == [a, b]
@@ -559,6 +594,10 @@ def test_options_that_make_no_table(tmp_path):
         (
             "- {method: X, setting: with camera labels, backbone: b, source: s, results: {A: {scores: [1]}}}",
             r"\(X\): A needs a status",
+        ),
+        (
+            "- {method: X, setting: with camera labels, backbone: b, source: s, results: [82.3]}",
+            r"\(X\): results must be a mapping",
         ),
         (
             "- {method: X, setting: with camera labels, backbone: b, source: s, "

@@ -72,7 +72,8 @@ def evaluated_manifest(
     whole = trained == "finished" and (evaluated == BEST or epoch >= source["epochs"])
     manifest = {**_with_keys_of(source, cfg, base), "trained": trained, "evaluated": evaluated}
     status = "finished" if whole else "interrupted"
-    return update_manifest(manifest, records, epochs_done=epoch, seconds=0, status=status)
+    updated = update_manifest(manifest, records, epochs_done=epoch, seconds=0, status=status)
+    return {**updated, "steps_done": source["steps_done"]}  # as the hours, those of the whole training
 
 
 def derived_manifest(

@@ -38,7 +38,7 @@ def clusters(data: ReportData, pictures: Pictures, order: str, most: int, per_cl
     if pictures.shown:
         parts.append(_groups(_cluster(data, pictures, row) for row in rows))
     else:
-        parts.append(_table_of_clusters(data, _cluster_rows(data, order, MOST_ROWS, 1)))
+        parts.append(_table_of_clusters(data, rows))
     return "".join(parts)
 
 

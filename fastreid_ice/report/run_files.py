@@ -25,8 +25,11 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         ValueError: it holds something else.
     """
     records = read_json(path)
-    if not isinstance(records, list) or not all(isinstance(row, dict) and "epoch" in row for row in records):
-        raise ValueError(f"{path}: must hold a list of objects, one per epoch, each with 'epoch'")
+    if not isinstance(records, list):
+        raise ValueError(f"{path}: holds a {type(records).__name__}, but results are a list with one row per epoch")
+    for position, record in enumerate(records):
+        if not isinstance(record, dict) or not isinstance(record.get("epoch"), int):
+            raise ValueError(f"{path}: row {position + 1} has no 'epoch', a whole number")
     return records
 
 

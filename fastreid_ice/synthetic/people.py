@@ -127,7 +127,7 @@ def sample_look_alike(rng: np.random.Generator, original: Appearance) -> Appeara
 def sample_people(rng: np.random.Generator, count: int, look_alike_share: float) -> list[Appearance]:
     """Dress ``count`` people, of whom ``look_alike_share`` belong to a pair that differs in one detail.
 
-    Combinations of top, trousers and pattern repeat only inside such a pair.
+    Among the first 200, combinations of top, trousers and pattern repeat only inside such a pair.
     """
     people: list[Appearance] = []
     pairs = int(round(look_alike_share * count / 2))

@@ -106,10 +106,11 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
                 setting=_setting(flat),
                 config=config,
             )
-            key = (*group.family, test, json.dumps(config, sort_keys=True), *_epochs_of(run))
+            key = (*group.family, test, json.dumps(config, sort_keys=True))
             groups.setdefault(key, group).runs.append(run)
     for group in groups.values():
-        repeated = [seed for seed, n in Counter(run.manifest["seed"] for run in group.runs).items() if n > 1]
+        rows = Counter((epoch, run.manifest["seed"]) for run in group.runs for epoch in _epochs_of(run))
+        repeated = [seed for (_, seed), n in rows.items() if n > 1]
         if repeated:
             logger.warning("%s on %s has seed %s more than once: each counts", group.name, group.test, repeated[0])
     return list(groups.values())

@@ -36,6 +36,8 @@ def _entry(entry: Mapping[str, Any], where: str) -> Published:
     where = f"{where} ({entry['method']})"
     if entry["setting"] not in SETTINGS:
         raise ValueError(f"{where}: setting is {entry['setting']!r}; choose one of {', '.join(SETTINGS)}")
+    if not isinstance(entry["results"], dict):
+        raise ValueError(f"{where}: results must be a mapping of test sets to scores and their status")
     texts = {key: str(entry.get(key, "")) for key in (*_TEXTS, "venue", "epoch", "note")}
     return Published(
         **texts, results={test: _scores(row, f"{where}: {test}") for test, row in entry["results"].items()}

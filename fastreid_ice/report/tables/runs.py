@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fastreid_ice.report.manifest import FILE_NAME, SET_ASIDE, read_manifest
-from fastreid_ice.report.reading import read_json
 from fastreid_ice.report.records import is_evaluated, last_record
-from fastreid_ice.report.run_files import RECORDS_FILE
+from fastreid_ice.report.run_files import RECORDS_FILE, read_records
 from fastreid_ice.report.tables.model import METRICS, Run, dataset_name
 
 logger = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ def read_runs(
         else:
             runs.append(run)
     if folders and not runs:
-        raise ValueError(f"None of the {len(folders)} runs can be shown; {folders[0]}: {reason}")
+        raise ValueError(f"None of the {len(folders)} runs can be shown; {folder}: {reason}")
     return runs
 
 
@@ -117,19 +116,15 @@ def read_run(folder: str | os.PathLike, *, name: str | None = None) -> Run:
     manifest = read_manifest(folder)
     path = folder / RECORDS_FILE
     unstarted = manifest["status"] != "finished" and not path.is_file()
-    run = Run(folder, manifest, [] if unstarted else _read_records(path), name or manifest["name"])
+    run = Run(folder, manifest, [] if unstarted else _checked_records(path), name or manifest["name"])
     if run.finished and run.tests:
         _check_complete(run, path)
     return run
 
 
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    records = read_json(path)
-    if not isinstance(records, list):
-        raise ValueError(f"{path}: holds a {type(records).__name__}, but results are a list with one row per epoch")
-    for position, record in enumerate(records):
-        if not isinstance(record, dict) or not isinstance(record.get("epoch"), int):
-            raise ValueError(f"{path}: row {position + 1} has no 'epoch'")
+def _checked_records(path: Path) -> list[dict[str, Any]]:
+    records = read_records(path)
+    for record in records:
         for key, value in record.items():
             if key.rsplit("/", 1)[-1] in METRICS and value is not None and not _is_percentage(value):
                 raise ValueError(f"{path}: {key!r} of epoch {record['epoch']} is {value!r}, which is no percentage")
