@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union
@@ -20,6 +22,7 @@ from torch import Tensor
 from fastreid_ice.engine.checkpoints import TrainedModel, load_trained_model
 from fastreid_ice.files import sha256
 from fastreid_ice.image_files import as_rgb
+from fastreid_ice.report.derived import embedding_keys
 
 Picture = Union[str, Path, Image.Image, np.ndarray]
 
@@ -46,8 +49,9 @@ class ReIDModel:
 
     @property
     def sha256(self) -> str:
-        """Digest of the checkpoint, by which an index knows its model."""
-        return sha256(self.checkpoint)
+        """Digest of the checkpoint and of the keys that say what it embeds, by which an index knows its model."""
+        keys = json.dumps(embedding_keys(self.cfg), sort_keys=True)
+        return hashlib.sha256(f"{sha256(self.checkpoint)} {keys}".encode()).hexdigest()
 
     def embed(self, images: Sequence[Picture] | Tensor, batch_size: int = 64) -> np.ndarray:
         """Embeddings of images.

@@ -159,7 +159,10 @@ def import_user_module(name: str, config_folder: Path) -> Any:
             found = None
         if found is None:
             places = " and ".join(str(folder) for folder in dict.fromkeys(folders))
-            raise ValueError(f"{IMPORTS} names {name!r}, but there is no module {name} in {places} or on Python's path")
+            raise ValueError(
+                f"{IMPORTS} names {name!r}, but there is no module {name} in {places} or on Python's path: add its "
+                "folder to PYTHONPATH"
+            )
         try:
             return importlib.import_module(name)
         except Exception as error:

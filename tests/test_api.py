@@ -84,6 +84,9 @@ def test_which_checkpoint(trained, model, tmp_path):
         (tmp_path / name).write_bytes(b"")
     assert find_checkpoint(tmp_path).name == "model_0010.pth"
     assert len(model.sha256) == 64 and model.sha256 != fastreid_ice.load(trained / "model_final.pth").sha256
+    assert model.sha256 == fastreid_ice.load(trained).sha256
+    online = fastreid_ice.load(trained, opts=["MODEL.ICE.EVAL_ENCODER", "online"])
+    assert online.checkpoint == model.checkpoint and online.sha256 != model.sha256  # other features of the same file
 
 
 @pytest.mark.parametrize(

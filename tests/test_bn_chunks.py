@@ -7,11 +7,13 @@ import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is importe
 import pytest
 import torch
 from fastreid.layers.batch_norm import IBN
+from fastreid.modeling import build_model
 from torch import nn
 
 from benchmarks.operations import Operations
 from fastreid_ice.modeling import ChunkedBatchNorm, set_bn_chunks
-from fastreid_ice.modeling.bn_chunks import ChunkedPass
+from fastreid_ice.modeling.bn_chunks import ChunkedPass, chunks_per_process, is_synchronized
+from tests.conftest import ice_config
 
 
 def network():
@@ -65,6 +67,16 @@ def test_errors():
     with pytest.raises(ValueError, match="syncBN"):
         set_bn_chunks(nn.SyncBatchNorm(3), 2)
     assert set_bn_chunks(nn.SyncBatchNorm(3), 1) == 1
+
+
+def test_synchronised_normalisation_is_one_chunk_by_default():
+    """Trained by several processes, it is loaded by one."""
+    depth = {"MODEL__BACKBONE__NAME": "build_resnet_backbone", "MODEL__BACKBONE__DEPTH": "18x"}
+    cfg = ice_config(**depth, MODEL__BACKBONE__FEAT_DIM=512, MODEL__BACKBONE__NORM="syncBN", MODEL__ICE__BN_CHUNKS=0)
+    model = build_model(cfg)
+    assert is_synchronized(model)
+    assert all(layer.chunks == 1 for layer in model.modules() if isinstance(layer, ChunkedBatchNorm))
+    assert chunks_per_process(0, 1, True) == 1 and chunks_per_process(0, 1) == 4 and chunks_per_process(2, 1, True) == 2
 
 
 class Everything(nn.Module):

@@ -172,6 +172,10 @@ TEST_MISTAKES = {
         {"QUERY": "{}/query", "GALLERY": "{}/gallery", "TEST_PATTERN": "", "TEST_IDENTITY_FROM": "folder"},
         r"TEST_CAMERA_FROM is 'pattern', but DATASETS.FOLDER.TEST_PATTERN is empty.*\(PATTERN is that of the training",
     ),
+    "no cameras to normalise": (
+        {"QUERY": "{}/query", "GALLERY": "{}/gallery", "TEST_CAMERA_FROM": "none", "TEST__CAMERA_NORMALIZATION": True},
+        "TEST.CAMERA_NORMALIZATION needs the cameras of the test images",
+    ),
     "nobody in common": ({"QUERY": "{}/query", "GALLERY": "{}/others"}, "no identity of .* is in .*others"),
 }
 
@@ -179,7 +183,7 @@ TEST_MISTAKES = {
 @pytest.mark.parametrize("keys, message", TEST_MISTAKES.values(), ids=TEST_MISTAKES)
 def test_mistakes_of_queries_and_gallery(keys, message, tmp_path):
     images(tmp_path, "query/1_c1_a.jpg", "gallery/1_c2_b.jpg", "others/2_c2_b.jpg")
-    filled = {key: value.format(tmp_path) for key, value in keys.items()}
+    filled = {key: value.format(tmp_path) if isinstance(value, str) else value for key, value in keys.items()}
     with pytest.raises(ValueError, match=message):
         load_test_images(config(**{"TEST_PATTERN": NAMES, **filled}), "UnlabeledFolder")
 
@@ -219,3 +223,7 @@ def test_images_that_are_there_twice(tmp_path):
     cfg = config(PATH=str(tmp_path), DATASETS__NAMES=("UnlabeledFolder", "UnlabeledFolder"))
     with pytest.raises(ValueError, match=r"DATASETS.NAMES has .*1.png twice"):
         load_training_images(cfg)
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "of_1.png").symlink_to(tmp_path / "1.png")
+    with pytest.raises(ValueError, match=r"DATASETS.NAMES has .*of_1.png twice: .* a link is beside what it links to"):
+        load_training_images(config(PATH=str(tmp_path)))

@@ -16,7 +16,7 @@ from fastreid.data.transforms import build_transforms
 from fastreid.utils import comm
 from PIL import Image
 
-from fastreid_ice.data import image_cache
+from fastreid_ice.data import image_cache, inference_loaders
 from fastreid_ice.data.datasets import TrainingImages, load_training_images
 from fastreid_ice.data.image_cache import ImageCache
 from fastreid_ice.data.inference_loaders import build_feature_loader, build_test_loader, keeping_test_images
@@ -111,6 +111,7 @@ def test_test_images_are_decoded_once(tmp_path, monkeypatch, kind):
     with keeping_test_images(kept):
         first = [batch["images"] for batch in build_test_loader(cfg, "TinyReID")[0]]
     with monkeypatch.context() as patch:
+        patch.setattr(inference_loaders, "load_test_images", None)  # it stays as it was listed
         if kind != "none":
             patch.setattr(image_cache, "read_image", None)
             patch.setattr("fastreid.data.common.read_image", None)
@@ -137,7 +138,7 @@ def test_each_process_keeps_its_share_of_the_test_images(tmp_path, monkeypatch):
         with keeping_test_images(kept):
             loader, _ = build_test_loader(cfg, "TinyReID")
         shares += [batch["images"] for batch in loader]
-        sizes.append(len(kept["TinyReID"].resized(build_transforms(cfg, is_train=False))))
+        sizes.append(len(kept["TinyReID"].cache.resized(build_transforms(cfg, is_train=False))))
     assert torch.equal(torch.cat(shares), whole)
     assert sum(sizes) == len(whole) and max(sizes) == -(-len(whole) // 3)
 

@@ -47,12 +47,15 @@ def test_the_weights_are_those_of_its_beginning(engine):
 
 
 @pytest.mark.parametrize("engine", FAST)
-def test_one_image_alone(engine):
+def test_one_image_alone(engine, monkeypatch):
+    sessions = []
+    monkeypatch.setattr(inference, "_session", lambda *made, make=inference._session: sessions.append(0) or make(*made))
     model, image = trained(), 255 * torch.rand(1, 3, 64, 32)
     with torch.no_grad(), inference_engine(model, engine):
         torch.testing.assert_close(
             model(image), model.momentum_encoder(model.preprocess_image(image)), atol=1e-5, rtol=0
         )
+    assert len(sessions) == (engine == "onnxruntime")
 
 
 def test_what_differs_is_not_used(monkeypatch, caplog):

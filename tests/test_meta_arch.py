@@ -1,6 +1,8 @@
 """The ICE model: its encoders, what it loads, what it refuses."""
 
+import pickle
 import re
+from pathlib import Path
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
@@ -287,6 +289,15 @@ class TestPretrained:
             build_model(
                 ice_config(MODEL__BACKBONE__PRETRAIN=True, MODEL__BACKBONE__PRETRAIN_PATH=str(tmp_path / "other.pth"))
             )
+
+    @pytest.mark.parametrize(
+        "content, said", [(b"PK\x03\x04 cut off", "holds no weights"), (pickle.dumps(Path("x")), "may run code")]
+    )
+    def test_file_that_cannot_be_read(self, tmp_path, content, said):
+        (tmp_path / "half.pth").write_bytes(content)
+        node = {"MODEL__BACKBONE__PRETRAIN": True, "MODEL__BACKBONE__PRETRAIN_PATH": str(tmp_path / "half.pth")}
+        with pytest.raises(ValueError, match=f"MODEL.BACKBONE.PRETRAIN_PATH: .*half.pth .*{said}"):
+            build_model(ice_config(**node))
 
     def test_both_encoders_start_from_the_file(self, tmp_path):
         torch.manual_seed(1)

@@ -248,6 +248,33 @@ class TestPage:
                 )
             )
 
+    @pytest.mark.parametrize(
+        "program, options, said",
+        [
+            (sweep_eps, ["--k1", "5", "--k2", "6"], "CLUSTERING.K2 is 6 but a neighbour list has CLUSTERING.K1 = 5"),
+            (sweep_eps, ["--opts", "CLUSTERING.METHOD", "ca_jaccard_dbscan"], "the sweep tries the distances of"),
+            (label_images, ["--opts", "CLUSTERING.EPS", "1.5"], "CLUSTERING.EPS is 1.5"),
+            (label_images, ["--market", "market", "--test-share", "1.5"], "identities to test with is 1.5"),
+            (label_images, ["--links", "--output", "by_camera/found"], "lies in the folder of the images"),
+        ],
+    )
+    def test_what_cannot_be_is_told_before_the_extraction(
+        self, world, monkeypatch, tmp_path, capsys, program, options, said
+    ):
+        monkeypatch.chdir(world)
+        monkeypatch.setattr(run_features, "build_feature_loader", None)  # what the extraction needs first
+        with pytest.raises(SystemExit):
+            program.main(["logs/by_camera_cpu", "--output", str(tmp_path / "out"), *options])
+        assert said in capsys.readouterr().err
+
+    def test_features_that_the_run_clusters_otherwise_are_not_swept(self, world, monkeypatch, tmp_path, capsys):
+        monkeypatch.chdir(world)
+        out, normalised = tmp_path / "out", ["CLUSTERING.CAMERA_NORMALIZATION", "True", "CLUSTERING.EPS", "0.9"]
+        label_images.main(["logs/by_camera_cpu", "--output", str(out), "--opts", *normalised])
+        with pytest.raises(SystemExit):
+            sweep_eps.main(["--features", str(out / "features.npz")])
+        assert "clusters them otherwise (CLUSTERING.CAMERA_NORMALIZATION)" in capsys.readouterr().err
+
     def test_a_sweep_of_stored_features_is_that_of_the_run(self, world, monkeypatch):
         monkeypatch.chdir(world)
         arguments = ["--eps", "0.4:0.6:0.1", "--min-samples", "2", "--output"]
@@ -281,21 +308,26 @@ class TestCheckDataset:
         assert len(scan_training_images(load_config(tmp_path / "my.yml").DATASETS.FOLDER)) == len(names)
 
     def test_names_that_are_no_utf8(self, tmp_path, capsys):
-        Image.new("RGB", (64, 128), "red").save(tmp_path / "a.png")
-        (tmp_path / "x\udcff.jpg").write_bytes(b"\xff\xd8 no")
-        check_dataset.main([str(tmp_path), "--output", str(tmp_path / "out")])
+        crops = tmp_path / "crops"
+        crops.mkdir()
+        Image.new("RGB", (64, 128), "red").save(crops / "a.png")
+        (crops / "x\udcff.jpg").write_bytes(b"\xff\xd8 no")
+        check_dataset.main([str(crops), "--output", str(tmp_path / "out")])
         assert "x\\xff.jpg" in capsys.readouterr().out and "x\\xff.jpg" in (tmp_path / "out/dataset.md").read_text()
 
     def test_broken_and_duplicate_files(self, tmp_path, capsys):
-        Image.new("RGB", (64, 128), "red").save(tmp_path / "a.png")
-        Image.new("RGB", (64, 128), "red").save(tmp_path / "b.bmp")
-        Image.new("RGB", (60, 120), "blue").save(tmp_path / "c.png")
-        (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no")
-        check_dataset.main(
-            [str(tmp_path), "--output", str(tmp_path / "out"), "--write-config", str(tmp_path / "my.yml")]
-        )
+        crops = tmp_path / "crops"
+        crops.mkdir()
+        Image.new("RGB", (64, 128), "red").save(crops / "a.png")
+        Image.new("RGB", (64, 128), "red").save(crops / "b.bmp")
+        Image.new("RGB", (60, 120), "blue").save(crops / "c.png")
+        (crops / "broken.jpg").write_bytes(b"\xff\xd8 no")
+        with pytest.raises(SystemExit):  # the picture would be one of the images
+            check_dataset.main([str(crops), "--output", str(crops / "out")])
+        assert "lies in the folder of the images" in capsys.readouterr().err and not (crops / "out").exists()
+        check_dataset.main([str(crops), "--output", str(tmp_path / "out"), "--write-config", str(tmp_path / "my.yml")])
         said = capsys.readouterr().out
-        assert "# 4 images" in said and "broken.jpg" in said and f"{tmp_path}/a.png = {tmp_path}/b.bmp" in said
+        assert "# 4 images" in said and "broken.jpg" in said and f"{crops}/a.png = {crops}/b.bmp" in said
         assert "CLUSTERING.EPS: 0.55. " in said and "K2: 5" in said  # never more than K1
         config = yaml.safe_load((tmp_path / "my.yml").read_text())
         assert config["DATASETS"]["FOLDER"]["SKIP_UNREADABLE"] is True

@@ -127,6 +127,11 @@ def test_operations_of_an_image_by_hand():
     few = training_flops(cfg, 10, 20)
     every = few["steps"] / (cfg.SOLVER.MAX_EPOCH * cfg.SOLVER.ITERS_PER_EPOCH * cfg.SOLVER.IMS_PER_BATCH)
     assert every == 5 * expected and few["clusterings"] == cfg.SOLVER.MAX_EPOCH * 10 * expected
+    cfg.TEST.EVAL_START, cfg.TEST.EVAL_PERIOD = True, 0  # before the first epoch, and behind the last
+    assert training_flops(cfg, 10, 20)["evaluations"] == 2 * 20 * expected
+    cfg.TEST.EVAL_START, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.MAX_EPOCH = False, 2, 3  # behind the second and the third
+    assert training_flops(cfg, 10, 20)["evaluations"] == 2 * 20 * expected
+    few = training_flops(cfg, 10, 20)
     cfg.DATASETS.SOURCE, cfg.DATASETS.SOURCE_IMS_PER_BATCH = ("TinySource",), 4  # beside 8 of the target
     assert training_flops(cfg, 10, 20) == {**few, "steps": 1.5 * few["steps"]}
 

@@ -117,6 +117,20 @@ def test_an_index_of_another_folder_is_refused(folder, model, tmp_path):
     assert len(SearchIndex.open(tmp_path / "index")) == 4
 
 
+def test_all_images_replaced_by_others(folder, model, tmp_path):
+    open_gallery(model, folder, tmp_path / "index")
+    for name in COLOURS:
+        (folder / name).unlink()
+    draw(folder / "white.png", (250, 250, 250))
+    index, update = open_gallery(model, folder, tmp_path / "index")
+    assert len(index) == 1 and update.added == ("white.png",) and len(update.removed) == len(COLOURS)
+
+
+def test_a_query_that_is_a_folder(folder, model):
+    with pytest.raises(IsADirectoryError, match="is a folder; name the images in it"):
+        search_folder(model, [folder], folder)
+
+
 def test_names_that_two_folders_share_do_not_mix_them(folder, model, tmp_path):
     """Images of the same names would take each other's places."""
     open_gallery(model, folder, tmp_path / "index")

@@ -128,6 +128,8 @@ def test_mistakes(images, tmp_path):
         ranking_sheet(images[:1], [images[:2]], marks=[["right", "good"]], out_path=out)
     with pytest.raises(FileNotFoundError):
         ranking_sheet(images[:1], [[tmp_path / "missing.png"]], out_path=out)
+    with pytest.raises(ValueError, match="its format ends at 16383: write a .png, or show fewer"):
+        ranking_sheet(images[:1] * 90, [images[:1]] * 90, out_path=tmp_path / "sheet.webp")
     with pytest.raises(ValueError, match="both sides"):
         ranking_marks([1], [[1]], [1])
     assert not out.exists()

@@ -13,7 +13,7 @@ from fastreid_ice.data.folder_scan import SOURCES, FolderScan, scan_folder
 from fastreid_ice.data.folder_summary import Sources, config_text, describe, for_a_cpu
 from fastreid_ice.data.folder_table import columns
 from fastreid_ice.errors import told_in_one_line
-from fastreid_ice.files import check_folder_for_output, check_output, printable, write_text
+from fastreid_ice.files import check_folder_for_output, check_output, check_outside, printable, write_text
 from fastreid_ice.model_zoo import get_config_file
 from fastreid_ice.report.dataset_sheet import dataset_sheet
 
@@ -42,6 +42,7 @@ def run(args: Namespace) -> FolderReport:
     """Check the folder, print what it is like, and write what was asked for."""
     if args.output is not None:
         check_folder_for_output(args.output, "--output")
+        check_outside(args.output / SHEET, args.folder, "--output")
     if args.write_config is not None:
         _check_config_file(args.write_config, args.force)
     sources = Sources(args.camera_from, args.identity_from, args.track_from, args.pattern, args.csv)

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 import numpy as np
+from fastreid.config import CfgNode
 from torch import Tensor
 
 from fastreid_ice.clustering.centroids import centroid_distances
 from fastreid_ice.data.datasets import TrainingImages
+from fastreid_ice.data.folder import NAME as FOLDER
 from fastreid_ice.data.folder_scan import number_names
 from fastreid_ice.data.labelled_folder import (
     MarketFolder,
     check_market_cameras,
     check_new_folder,
+    check_test_share,
     write_identity_folders,
     write_market_folder,
 )
 from fastreid_ice.engine.clustering_config import clustering_config
 from fastreid_ice.engine.run_features import FEATURES_FILE, RunFeatures, extract_run, run_labels, save_features
 from fastreid_ice.errors import told_in_one_line
-from fastreid_ice.files import check_folder_for_output, write_csv
+from fastreid_ice.files import check_folder_for_output, check_outside, write_csv
 
 TABLE, LINKS = "labels.csv", "identities"
 COLUMNS = ("path", "identity", "camera", "distance", "margin", "next")
@@ -56,7 +61,7 @@ def parser() -> ArgumentParser:
 def run(args: Namespace) -> Tensor:
     """Extract, cluster and write. Returns the (N,) labels."""
     _check(args)
-    found = extract_run(args.run, args.opts, check=None if args.market is None else _check_cameras)
+    found = extract_run(args.run, args.opts, check=partial(_check_images, args))
     images = found.images
     labels = run_labels(found, args.clusters)
     numbers = labels.numpy()
@@ -71,7 +76,8 @@ def run(args: Namespace) -> Tensor:
         folder = write_identity_folders(args.output / LINKS, images.paths, numbers, copy=args.copy)
         said.append(f"{folder}: a folder for each identity. It {'holds' if args.copy else 'links to'} their pictures.")
     write_labels(args.output / TABLE, found, labels)
-    save_features(args.output / FEATURES_FILE, found.features, images, clustering_config(found.cfg, seed=0))
+    config = clustering_config(found.cfg, seed=0)
+    save_features(args.output / FEATURES_FILE, found.features, images, config, as_extracted=True)
     said.append(f"{args.output / TABLE}: {', '.join(COLUMNS)}")
     sys.stdout.write("\n".join(said) + "\n")
     return labels
@@ -98,6 +104,7 @@ def _check(args: Namespace) -> None:
         raise ValueError("--copy goes with --links")
     if args.test_share is not None and args.market is None:
         raise ValueError("--test-share goes with --market")
+    check_test_share(args.test_share)
     check_folder_for_output(args.output, "--output")
     if (args.output / TABLE).exists():
         raise FileExistsError(f"{args.output / TABLE} is there already; name another --output, or remove it")
@@ -108,8 +115,17 @@ def _check(args: Namespace) -> None:
         check_folder_for_output(args.market, "--market")
 
 
-def _check_cameras(images: TrainingImages) -> None:
-    check_market_cameras(_cameras(images))
+def _check_images(args: Namespace, cfg: CfgNode, images: TrainingImages) -> None:
+    """Likewise, once it is known which images they are."""
+    if args.market is not None:
+        check_market_cameras(_cameras(images))
+    folders = {os.path.dirname(path) for path in images.paths}
+    if FOLDER in cfg.DATASETS.NAMES:  # cameras may be folders in it
+        folders.add(os.path.expanduser(cfg.DATASETS.FOLDER.PATH))
+    for folder in sorted(folders):
+        for written, option in ((args.output if args.links else None, "--output"), (args.market, "--market")):
+            if written is not None:
+                check_outside(written, folder, option)
 
 
 def _cameras(images: TrainingImages) -> np.ndarray:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,7 +121,8 @@ def _runs(name: str, args: argparse.Namespace) -> list[GridRun]:
 
 def _command(name: str, run: GridRun, args: argparse.Namespace) -> str:
     gpus = f" --num-gpus {args.num_gpus}" if args.num_gpus > 1 else ""
-    return " ".join([f"python tools/train_net.py --config-file configs/ICE/{name}.yml{gpus}", *args.opts, *run.opts])
+    command = f"python tools/train_net.py --config-file configs/ICE/{name}.yml{gpus}"
+    return f"{command} {shlex.join(map(str, [*args.opts, *run.opts]))}"
 
 
 def _check(args: argparse.Namespace) -> None:

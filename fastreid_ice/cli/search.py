@@ -18,11 +18,11 @@ from tabulate import tabulate
 
 import fastreid_ice
 from fastreid_ice.errors import told_in_one_line
-from fastreid_ice.files import check_output
+from fastreid_ice.files import check_output, check_outside
+from fastreid_ice.report.contact_sheet import PHOTOS
 from fastreid_ice.report.ranking_sheet import ranking_sheet
 from fastreid_ice.search import search_folder
-
-PICTURES = (".jpg", ".jpeg", ".pdf", ".png", ".webp")
+from fastreid_ice.search.results import COLUMNS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if args.output:
-        check_output(args.output, PICTURES)
+        check_output(args.output, PHOTOS)
+        check_outside(args.output, args.gallery, "--output")
     if args.csv:
         check_output(args.csv)
     model = fastreid_ice.load(args.model)
@@ -62,10 +63,9 @@ def run(args: argparse.Namespace) -> None:
         kind=args.kind,
         skip_unreadable=args.skip_unreadable,
     )
-    if args.output:
-        ranking_sheet(result.queries, result.paths, result.similarities, out_path=args.output)
     if args.csv:
         result.write_csv(args.csv)
-    headers = ["query", "rank", "similarity", "path"]
-    text = tabulate(result.rows(), headers=headers, floatfmt=".4f", tablefmt="simple") + "\n"
+    text = tabulate(result.rows(), headers=COLUMNS, floatfmt=".4f", tablefmt="simple") + "\n"
     sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8"))  # a name of a file may be anything
+    if args.output:  # last, since many queries can make it too large for its format
+        ranking_sheet(result.queries, result.paths, result.similarities, out_path=args.output)

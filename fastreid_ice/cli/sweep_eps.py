@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastreid_ice.clustering import Clusterer, ClusteringConfig, Tracks
 from fastreid_ice.clustering.clusterer import without_cameras
-from fastreid_ice.clustering.eps_sweep import SweepRow, check_values, suggest, sweep
+from fastreid_ice.clustering.eps_sweep import SweepRow, check_method, check_values, suggest, sweep
 from fastreid_ice.clustering.tracks import NONE
 from fastreid_ice.clustering.within_class import within_class_normalized
 from fastreid_ice.engine.clustering_config import clustering_config
@@ -26,6 +26,7 @@ from fastreid_ice.report.eps_sweep import markdown_table, plot, write_sweep
 
 EPS, MIN_SAMPLES = "0.3:0.7:0.05", "2,4,8"
 STEM = "eps_sweep"
+DEFAULT_METHOD = ClusteringConfig.method
 ENDING = 1e-9  # the last value of a range counts though the steps do not add up to it exactly
 
 
@@ -82,10 +83,17 @@ def _load(args: Namespace, output: Path) -> tuple[Tensor, Tensor | None, Tracks 
     given = {key: value for key, value in (("k1", args.k1), ("k2", args.k2)) if value is not None}
     if args.features is not None:
         stored = read_features(args.features)
+        if stored.clustered_by:
+            raise ValueError(
+                f"{args.features} holds features as they were extracted, but its run clusters them otherwise "
+                f"({', '.join(stored.clustered_by)}), and so its eps is of other distances: give the run instead."
+            )
         return stored.features, stored.identities, stored.tracks, ClusteringConfig(**{**stored.clustering, **given})
     overrides = [text for key, value in given.items() for text in (f"CLUSTERING.{key.upper()}", str(value))]
-    found = extract_run(args.run, [*args.opts, *overrides])
+    found = extract_run(args.run, [*args.opts, *overrides], check_config=_check_config)
     config = clustering_config(found.cfg, seed=args.seed)
+    if config.method != DEFAULT_METHOD:
+        sys.stdout.write(f"CLUSTERING.METHOD is {config.method}; the eps tried here is of {DEFAULT_METHOD}.\n\n")
     if config.camera_normalization:
         cameras = found.images.camids if found.cfg.DATASETS.USE_CAMERAS else None
         found = replace(found, features=without_cameras(found.features, cameras))
@@ -96,14 +104,19 @@ def _load(args: Namespace, output: Path) -> tuple[Tensor, Tensor | None, Tracks 
     return found.features, found.images.identities, found.images.tracks, config
 
 
-def _whitened(features: Tensor, config: ClusteringConfig) -> Tensor:
-    """The features that the run clusters last, whitened by the clusters of its own eps and min_samples."""
-    if config.tracks != NONE:
+def _check_config(config: ClusteringConfig) -> None:
+    """Refuse what cannot be swept before the features are extracted."""
+    check_method(config)
+    if config.wccn_rounds and config.tracks != NONE:
         raise ValueError(
             f"CLUSTERING.WCCN_ROUNDS is {config.wccn_rounds} and CLUSTERING.TRACKS {config.tracks!r}, of which the "
             "sweep can follow one: set CLUSTERING.WCCN_ROUNDS 0 or CLUSTERING.TRACKS none behind --opts."
         )
-    before = replace(config, method="jaccard_dbscan", camera_normalization=False, wccn_rounds=config.wccn_rounds - 1)
+
+
+def _whitened(features: Tensor, config: ClusteringConfig) -> Tensor:
+    """The features that the run clusters last, whitened by the clusters of its own eps and min_samples."""
+    before = replace(config, method=DEFAULT_METHOD, camera_normalization=False, wccn_rounds=config.wccn_rounds - 1)
     return within_class_normalized(features, Clusterer(before)(features).labels, config.wccn_shrinkage)
 
 

@@ -17,7 +17,7 @@ from fastreid_ice.engine.reporting import collect
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.files import check_output
 from fastreid_ice.report.cluster_charts import cluster_sizes
-from fastreid_ice.report.contact_sheet import contact_sheet
+from fastreid_ice.report.contact_sheet import PHOTOS, contact_sheet
 from fastreid_ice.report.curves import training_curves
 from fastreid_ice.report.embedding_map import PROJECTIONS, embedding_map
 from fastreid_ice.report.page import write_page
@@ -25,7 +25,6 @@ from fastreid_ice.report.page_data import ReportData
 from fastreid_ice.report.ranking_sheet import ranking_sheet
 from fastreid_ice.report.run_files import PAGE_FILE
 
-PHOTOS = (".jpg", ".jpeg", ".pdf", ".png", ".webp")
 CHARTS = (".jpg", ".jpeg", ".pdf", ".png", ".svg", ".webp")
 
 # What can be made: the name of the file, its possible endings, and the options that concern it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -40,9 +41,11 @@ def run(args: Namespace) -> Path:
     )
     sys.stdout.write(
         f"{checkpoint}: {found.checkpoint}, whitened by {int(labels.max()) + 1} clusters of "
-        f"{int((labels >= 0).sum())} images\nTo evaluate it:\n  tools/train_net.py --config-file "
-        f"{args.output / CONFIG_FILE} --eval-only MODEL.WEIGHTS {checkpoint}\n"
+        f"{int((labels >= 0).sum())} images\n"
     )
+    if found.cfg.DATASETS.TESTS:
+        command = ["tools/train_net.py", "--config-file", args.output / CONFIG_FILE, "--eval-only", "MODEL.WEIGHTS"]
+        sys.stdout.write(f"To evaluate it:\n  {shlex.join(map(str, [*command, checkpoint]))}\n")
     return checkpoint
 
 

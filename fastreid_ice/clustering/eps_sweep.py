@@ -85,14 +85,10 @@ def sweep(
         A row for each pair, by min_samples and then eps.
 
     Raises:
-        ValueError: no value, or one out of range; or a method with other distances.
+        ValueError: no value, or one out of range; or camera-aware distances.
     """
     config = config or ClusteringConfig()
-    if config.method == CA_JACCARD:
-        raise ValueError(
-            f"CLUSTERING.METHOD is {CA_JACCARD!r}, but the sweep tries the distances of jaccard_dbscan only, whose "
-            "best eps is another; set CLUSTERING.METHOD jaccard_dbscan to sweep those."
-        )
+    check_method(config)
     eps, min_samples = sorted(set(eps)), sorted(set(min_samples))
     check_values(eps, min_samples, subsamples, fraction)
     features = prepare_features(features)
@@ -138,6 +134,15 @@ def suggest(rows: Sequence[SweepRow]) -> SweepRow | None:
         return _rounded(stability), _rounded(row.silhouette)
 
     return max(useful, key=worth)
+
+
+def check_method(config: ClusteringConfig) -> None:
+    """Raise ValueError for a method whose eps is of distances that :func:`sweep` does not try."""
+    if config.method == CA_JACCARD:
+        raise ValueError(
+            f"CLUSTERING.METHOD is {CA_JACCARD!r}, but the sweep tries the distances of jaccard_dbscan only, whose "
+            "best eps is another; set CLUSTERING.METHOD jaccard_dbscan to sweep those."
+        )
 
 
 def check_values(eps: Sequence[float], min_samples: Sequence[int], subsamples: int, fraction: float) -> None:

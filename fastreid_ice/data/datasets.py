@@ -93,12 +93,18 @@ def load_training_images(cfg: CfgNode) -> TrainingImages:
 def check_once(items: Sequence[Item], key: str) -> None:
     """Raise ValueError where an image is there twice: its twin would be its nearest neighbour in every clustering."""
     seen: set[str] = set()
+    folders: dict[str, str] = {}  # and what they are, links followed
     for item in items:
-        path = os.path.abspath(str(item[0]))
+        folder, name = os.path.split(os.path.abspath(str(item[0])))
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        path = os.path.join(folders[folder], name)
+        if os.path.islink(path):
+            path = os.path.realpath(path)
         if path in seen:
             raise ValueError(
-                f"{key} has {item[0]} twice: two of the datasets share images, as Market1501 and Market1501Half do. "
-                "Name one of them."
+                f"{key} has {item[0]} twice: two of the datasets share images, as Market1501 and Market1501Half do, "
+                "or a link is beside what it links to. Name one of the datasets, or take the link away."
             )
         seen.add(path)
 

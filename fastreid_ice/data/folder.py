@@ -78,6 +78,11 @@ class UnlabeledFolder(ImageDataset):
             if combineall:
                 raise ValueError(f"DATASETS.COMBINEALL: {NAME} trains on all of DATASETS.FOLDER.PATH; set it to False.")
             return cls(train=scan_training_images(node), **options)
+        if cfg.TEST.CAMERA_NORMALIZATION and node.TEST_CAMERA_FROM == "none":
+            raise ValueError(
+                "TEST.CAMERA_NORMALIZATION needs the cameras of the test images, but DATASETS.FOLDER.TEST_CAMERA_FROM "
+                "is 'none'; set one of them otherwise."
+            )
         query, gallery = (_scan_labelled(node, part) for part in ("QUERY", "GALLERY"))
         return cls(query=query, gallery=gallery, **options)
 

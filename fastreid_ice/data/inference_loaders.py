@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 from fastreid.config import CfgNode
 from fastreid.data import build_reid_test_loader
+from fastreid.data.datasets.bases import ImageDataset
 from fastreid.data.samplers import InferenceSampler
 from fastreid.data.transforms import build_transforms
 from fastreid.utils import comm
@@ -43,17 +44,24 @@ def build_feature_loader(
     return _loader(cfg, dataset, 0, from_cache=resized is not None)[0]
 
 
-_KEPT: ContextVar[dict[str, ImageCache] | None] = ContextVar("kept test images", default=None)
+class KeptTestImages(NamedTuple):
+    """A test set as it was listed first, and the cache of this process's share of its images."""
+
+    dataset: ImageDataset
+    cache: ImageCache
+
+
+_KEPT: ContextVar[dict[str, KeptTestImages] | None] = ContextVar("kept test images", default=None)
 
 
 @contextmanager
-def keeping_test_images(caches: dict[str, ImageCache] | None) -> Iterator[None]:
+def keeping_test_images(kept: dict[str, KeptTestImages] | None) -> Iterator[None]:
     """Within it, :func:`build_test_loader` reads the test images from their caches (``DATALOADER.CACHE``).
 
     Args:
-        caches: the caller's, of the datasets seen so far, by name; those that are missing are added. None: as without.
+        kept: the caller's, of the datasets seen so far, by name; those that are missing are added. None: as without.
     """
-    token = _KEPT.set(caches)
+    token = _KEPT.set(kept)
     try:
         yield
     finally:
@@ -68,16 +76,17 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> tuple[Any, int]:
     Returns:
         loader, and the number of queries.
     """
-    dataset = load_test_images(cfg, dataset_name)
+    kept = _KEPT.get()
+    known = None if kept is None else kept.get(dataset_name)
+    dataset = load_test_images(cfg, dataset_name) if known is None else known.dataset
     if comm.is_main_process():
         dataset.show_test()
     items = dataset.query + dataset.gallery
     view = keep_bytes(build_transforms(cfg, is_train=False))
-    resized, kept = None, _KEPT.get()
-    if kept is not None:
-        if dataset_name not in kept:
-            kept[dataset_name] = ImageCache(cfg, [path for path, *_ in items], list(InferenceSampler(len(items))))
-        resized = kept[dataset_name].resized(view)
+    if kept is not None and known is None:
+        cache = ImageCache(cfg, [path for path, *_ in items], list(InferenceSampler(len(items))))
+        known = kept[dataset_name] = KeptTestImages(dataset, cache)
+    resized = None if known is None else known.cache.resized(view)
     images = ReadableImages(items, view, resized=resized)
     return _loader(cfg, images, len(dataset.query), from_cache=resized is not None)
 

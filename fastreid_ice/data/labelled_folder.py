@@ -143,6 +143,12 @@ def check_market_cameras(cameras: np.ndarray) -> None:
     _check_limit(int(cameras.max()) + 1, MOST_CAMERAS, "cameras")
 
 
+def check_test_share(share: float | None) -> None:
+    """Raise ValueError if it is no share of identities that leaves some to train on."""
+    if share is not None and not 0 <= share < 1:
+        raise ValueError(f"The share of identities to test with is {share}; it must be in [0, 1).")
+
+
 def _check_limit(found: int, limit: int, what: str) -> None:
     if found > limit:
         raise ValueError(
@@ -152,8 +158,7 @@ def _check_limit(found: int, limit: int, what: str) -> None:
 
 
 def _test_identities(labels: np.ndarray, cameras: np.ndarray, share: float | None, seed: int) -> np.ndarray:
-    if share is not None and not 0 <= share < 1:
-        raise ValueError(f"The share of identities to test with is {share}; it must be in [0, 1).")
+    check_test_share(share)
     kept = np.stack([labels, cameras])[:, labels >= 0]
     identities, images = np.unique(kept[0], return_counts=True)
     seen_by = np.unique(np.unique(kept, axis=1)[0], return_counts=True)[1]

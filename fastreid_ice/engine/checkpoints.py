@@ -88,8 +88,10 @@ def load_trained_model(
 
     Raises:
         FileNotFoundError: no checkpoint or no config.
-        ValueError: a file that is none, or weights of another model.
+        ValueError: a file that is none, weights of another model, or a device that is not there.
     """
+    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"The device is {device}, but torch {torch.__version__} finds no GPU; take cpu")
     checkpoint = find_checkpoint(run)
     config = Path(config_file) if config_file is not None else checkpoint.parent / CONFIG_FILE
     if not config.is_file():

@@ -166,7 +166,8 @@ def _check_datasets(names: Sequence[str], key: str) -> None:
 
 def _check_chunks(cfg: CfgNode, size: int, processes: int, key: str) -> None:
     share = size // processes
-    chunks = chunks_per_process(cfg.MODEL.ICE.BN_CHUNKS, processes)
+    synchronized = "syncBN" in (cfg.MODEL.BACKBONE.NORM, cfg.MODEL.HEADS.NORM)
+    chunks = chunks_per_process(cfg.MODEL.ICE.BN_CHUNKS, processes, synchronized)
     if share % chunks or share // chunks < 2:
         raise ValueError(
             f"MODEL.ICE.BN_CHUNKS ({chunks}) must divide the {share} images that a process has "

@@ -80,8 +80,10 @@ class _FastEncoder:
 
 
 def _build(encoder: nn.Module, examples: Tensor, engine: str) -> Encode:
+    if len(examples) == 1:  # the exporter would take the size of the batch for fixed
+        examples = torch.cat([examples, examples])
     folded = fold_encoder(encoder, examples)
-    if engine == ONNXRUNTIME and len(examples) > 1:  # of one image the exporter would take the batch for fixed
+    if engine == ONNXRUNTIME:
         session = _session(folded, examples)
         with torch.no_grad():
             expected = encoder(examples)

@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 LAST_CHECKPOINT = "last_checkpoint"
 
 # What says of a run's checkpoints what they are.
-_DESCRIPTIONS = (CONFIG_FILE, FILE_NAME, RECORDS_FILE, CLUSTERS_FILE, PAGE_FILE)
+_DESCRIPTIONS = (CONFIG_FILE, FILE_NAME, RECORDS_FILE, CLUSTERS_FILE, PAGE_FILE, "metrics.json")
 
-# What a run writes under a temporary name first. Not moved aside: metrics.json, which a logger holds open.
-RUN_FILES = ("model_*.pth", LAST_CHECKPOINT, "metrics.json", *_DESCRIPTIONS)
+# What a run writes under a temporary name first.
+RUN_FILES = ("model_*.pth", LAST_CHECKPOINT, *_DESCRIPTIONS)
 
 # What a schedule keeps in its state, and the keys that it is made from.
 _CONSTANTS = {
@@ -53,6 +53,15 @@ _FIXED = (
     "MODEL.HEADS.POOL_LAYER",
     "SOLVER.OPT",
 )
+# What the optimizer's state holds, so that another value would have no effect, or make other groups of parameters.
+_OPTIMIZER = (
+    "SOLVER.WEIGHT_DECAY",
+    "SOLVER.WEIGHT_DECAY_NORM",
+    "SOLVER.WEIGHT_DECAY_BIAS",
+    "SOLVER.HEADS_LR_FACTOR",
+    "SOLVER.BIAS_LR_FACTOR",
+)
+_OF_SGD = ("SOLVER.MOMENTUM", "SOLVER.NESTEROV")
 
 _CHECKPOINT = re.compile(r"model_(best|final|\d+)")
 
@@ -129,7 +138,7 @@ def check_same_run(cfg: CfgNode) -> None:
     Logs a warning where CLUSTERING.EPS would jump, because its way to CLUSTERING.EPS_END is as long as the run.
 
     Raises:
-        ValueError: a key without which the checkpoints cannot be loaded has another value.
+        ValueError: a key of the model, or of what the optimizer's state holds, has another value.
     """
     path = Path(cfg.OUTPUT_DIR) / CONFIG_FILE
     try:
@@ -137,11 +146,12 @@ def check_same_run(cfg: CfgNode) -> None:
     except (OSError, ValueError):  # the checkpoints alone say what they are
         return
     now = flatten(cfg)
-    for key in _FIXED:
+    for key in (*_FIXED, *_OPTIMIZER, *(_OF_SGD if cfg.SOLVER.OPT == "SGD" else ())):
         if key in before and before[key] != now[key]:
+            what = "checkpoints of that run do not fit" if key in _FIXED else "its optimizer would go on with that"
             raise ValueError(
-                f"{key} is {now[key]!r}, but {path} has {before[key]!r}: checkpoints of that run do not fit. Set it "
-                "back, or start a new run in another OUTPUT_DIR."
+                f"{key} is {now[key]!r}, but {path} has {before[key]!r}: {what}. Set it back, or start a new run in "
+                "another OUTPUT_DIR (MODEL.WEIGHTS its checkpoint)."
             )
     epochs = "SOLVER.MAX_EPOCH"
     if cfg.CLUSTERING.EPS_END and before.get(epochs, now[epochs]) != now[epochs]:
@@ -219,6 +229,9 @@ def load_newest(folder: str | Path, load: Callable[[str], Any]) -> Any:
         logger.warning("%s has no file %s: resuming from %s, the last written", folder, LAST_CHECKPOINT, checkpoints[0])
     problems: list[str] = []
     for path in checkpoints:
+        if not path.is_file():
+            problems.append(f"There is no checkpoint {path}")
+            continue
         try:
             stored = load(str(path))
         except (UnreadableCheckpointError, FileNotFoundError) as error:

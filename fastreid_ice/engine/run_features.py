@@ -54,7 +54,8 @@ class RunFeatures:
 def extract_run(
     run: str | Path,
     opts: Sequence[Any] = (),
-    check: Callable[[TrainingImages], None] | None = None,
+    check: Callable[[CfgNode, TrainingImages], None] | None = None,
+    check_config: Callable[[ClusteringConfig], None] | None = None,
 ) -> RunFeatures:
     """The features of the training images of a run by its best model (:func:`load_trained_model`).
 
@@ -62,7 +63,8 @@ def extract_run(
         run: folder of a run, or a checkpoint with ``config.yaml`` beside it.
         opts: KEY, VALUE, ... on top of the run's config. A CLUSTERING.EPS among them is the one that counts, whatever
             CLUSTERING.EPS_END the run had.
-        check: is shown the images before the features are extracted, to refuse them.
+        check: is shown config and images before the features are extracted, to refuse them.
+        check_config: likewise the clustering's settings.
 
     Raises:
         FileNotFoundError: no run, or its images are gone.
@@ -72,9 +74,12 @@ def extract_run(
     if "CLUSTERING.EPS" in named and "CLUSTERING.EPS_END" not in named:
         opts = [*opts, "CLUSTERING.EPS_END", 0.0]  # the run's would be in force at its end
     trained = load_trained_model(run, opts=opts)
+    config = clustering_config(trained.cfg, seed=0)
+    if check_config is not None:
+        check_config(config)
     images = load_training_images(trained.cfg)
     if check is not None:
-        check(images)
+        check(trained.cfg, images)
     logger.info("Extracting the features of %d images with %s", len(images), trained.checkpoint)
     features = FeatureExtractor(len(images))(trained.model, build_feature_loader(trained.cfg, images))
     return RunFeatures(features.cpu(), images, trained.cfg, trained.checkpoint)
@@ -137,22 +142,37 @@ class StoredFeatures(NamedTuple):
         identities: (N,) int64, or None.
         tracks: of the images, or None.
         clustering: k1, k2 and tracks of the run that they are of; empty if unknown.
+        clustered_by: keys with which the run makes other features of these before it clusters them.
     """
 
     features: Tensor
     identities: Tensor | None = None
     tracks: Tracks | None = None
     clustering: dict[str, Any] = {}
+    clustered_by: tuple[str, ...] = ()
 
 
-def save_features(path: str | Path, features: Tensor, images: TrainingImages, config: ClusteringConfig) -> None:
-    """Write features, paths and the run's k1, k2 and tracks as an npz file; identities and tracks where known."""
+def save_features(
+    path: str | Path, features: Tensor, images: TrainingImages, config: ClusteringConfig, as_extracted: bool = False
+) -> None:
+    """Write features, paths and the run's k1, k2 and tracks as an npz file; identities and tracks where known.
+
+    Args:
+        path: file to write.
+        features: (N, D) float32, those that the run clusters last or, with ``as_extracted``, the encoder's.
+        images: of which they are.
+        config: the run's.
+        as_extracted: see ``features``.
+    """
     settings = json.dumps({name: getattr(config, name) for name in _SETTINGS})
     arrays: dict[str, Any] = {
         "features": features.numpy(),
         "paths": np.array(images.paths),
         "clustering": np.array(settings),
     }
+    if as_extracted:
+        used = [name for name in ("camera_normalization", "wccn_rounds") if getattr(config, name)]
+        arrays["clustered_by"] = np.array(json.dumps([f"CLUSTERING.{name.upper()}" for name in used]))
     if images.identities is not None:
         arrays["identities"] = images.identities.numpy()
     if images.tracks is not None:
@@ -187,6 +207,7 @@ def read_features(path: str | Path) -> StoredFeatures:
         held = ", ".join(f"{name} {value.dtype} {value.shape}" for name, value in arrays.items()) or "nothing"
         raise ValueError(f"{path} holds {held}; it must hold features: a matrix of floats, a row for each image")
     settings = json.loads(str(arrays.pop("clustering", "{}")))
+    clustered_by = tuple(json.loads(str(arrays.pop("clustered_by", "[]"))))
     tensors = {name: torch.from_numpy(value) for name, value in arrays.items() if name != "paths"}
     short = [name for name, value in tensors.items() if len(value) != len(tensors["features"])]
     if short:
@@ -194,4 +215,4 @@ def read_features(path: str | Path) -> StoredFeatures:
     tracks = None
     if "track_ids" in tensors:
         tracks = Tracks(tensors["track_ids"], tensors.get("track_cameras"), tensors.get("track_frames"))
-    return StoredFeatures(tensors["features"], tensors.get("identities"), tracks, settings)
+    return StoredFeatures(tensors["features"], tensors.get("identities"), tracks, settings, clustered_by)

@@ -21,7 +21,8 @@ class TrainingStep(SimpleTrainer):
     """fastreid's step, and its step in mixed precision, without waiting for the device.
 
     Attributes:
-        has_updated: whether the last step ended with an update of the weights.
+        has_updated: whether the last step ended with an update of the weights, were it one of float16 that was left out
+            because a gradient overflowed.
         grad_scaler: that of the precision, where fastreid looks for it.
     """
 
@@ -79,7 +80,7 @@ class TrainingStep(SimpleTrainer):
         """File all losses of the epoch and look at its weights, before they are evaluated or written.
 
         Raises:
-            FloatingPointError: a loss, a weight or a running statistic is infinite or NaN.
+            FloatingPointError: a loss, a weight or a running statistic (of a source: its losses) is infinite or NaN.
         """
         self.log.read()
         if not all_finite([*self.model.parameters(), *self.model.buffers()]):

@@ -21,8 +21,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, LinearLR
 
 import fastreid_ice.modeling  # noqa: F401  (registers the ICE meta-architecture and its head)
 from fastreid_ice.data.datasets import load_test_images, load_training_images
-from fastreid_ice.data.image_cache import ImageCache
-from fastreid_ice.data.inference_loaders import build_test_loader, keeping_test_images
+from fastreid_ice.data.inference_loaders import KeptTestImages, build_test_loader, keeping_test_images
 from fastreid_ice.data.loaders import EpochLoader
 from fastreid_ice.data.source import load_source_images
 from fastreid_ice.engine.amp import Precision
@@ -84,7 +83,7 @@ class ICETrainer(DefaultTrainer):
             warnings.filterwarnings("ignore", message=".*GradScaler")
             super().__init__(cfg)
         self.training_step = self._trainer = self._build_step(cfg)
-        self._test_images: dict[str, ImageCache] | None = {} if is_evaluated_again(cfg) else None
+        self._test_images: dict[str, KeptTestImages] | None = {} if is_evaluated_again(cfg) else None
         self._resuming = False
         self.checkpointer._load_file = self._read_checkpoint
         self.checkpointer.checkpointables["ice"] = self.run_state
@@ -151,6 +150,9 @@ class ICETrainer(DefaultTrainer):
         if stored is None:
             return False
         self.start_epoch = stored.get("epoch", -1) + 1
+        if self.cfg.SEED >= 0 and self.cfg.SEED != self.run_state.seed:
+            logger.warning("SEED is %d, but the run goes on with the seed of its checkpoint", self.cfg.SEED)
+        logger.info("Seed %d", self.run_state.seed)
         warn_of_other_schedule(planned, schedule_constants(self.scheduler))
         if comm.is_main_process():
             write_config(self.cfg)

@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -139,7 +140,9 @@ def selection(checkpoint: str) -> str:
     """How this checkpoint was chosen among the run's."""
     if checkpoint == BEST:
         return "best evaluation on the labelled test set"
-    return "last epoch" if checkpoint == "model_final.pth" else "given by name"
+    if checkpoint == "model_final.pth":
+        return "last epoch"
+    return "a checkpoint of an epoch" if re.fullmatch(r"model_\d+\.pth", checkpoint) else "given by name"
 
 
 def _file_name(path: str) -> str:

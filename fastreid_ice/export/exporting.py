@@ -87,7 +87,8 @@ def export_model(
         opset: ONNX's; default 17.
         name: of the method, for the files and the table; default "ice", or what
             :func:`fastreid_ice.export.naming.method_name` finds.
-        opts: KEY, VALUE, ... on top of the config. Where they change what scores depend on, the files have none.
+        opts: KEY, VALUE, ... on top of the config. Where they change what scores depend on, the files have none of
+            what is exported.
 
     Raises:
         FileNotFoundError: a run, config or image that is not there.

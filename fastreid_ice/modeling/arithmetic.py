@@ -57,7 +57,10 @@ def training_flops(cfg: CfgNode, train_images: int, test_images: int) -> dict[st
     solver, image = cfg.SOLVER, image_flops(cfg)
     step = (5 + 2 * cfg.MODEL.ICE.UNUSED_PASSES) * solver.IMS_PER_BATCH + 5 * source_ims_per_batch(cfg)
     clusterings = -(-solver.MAX_EPOCH // cfg.CLUSTERING.PERIOD)
-    evaluations = -(-solver.MAX_EPOCH // cfg.TEST.EVAL_PERIOD) if cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TESTS else 0
+    evaluations = 0
+    if cfg.DATASETS.TESTS:
+        after_epochs = -(-solver.MAX_EPOCH // cfg.TEST.EVAL_PERIOD) if cfg.TEST.EVAL_PERIOD > 0 else 1
+        evaluations = after_epochs + bool(cfg.TEST.EVAL_START)
     return {
         "steps": float(image) * step * solver.MAX_EPOCH * solver.ITERS_PER_EPOCH,
         "clusterings": float(image) * clusterings * train_images,

@@ -191,9 +191,17 @@ def _chunked_class(bn_class: type[_BatchNorm]) -> type:
     return _CHUNKED_CLASSES[bn_class]
 
 
-def chunks_per_process(configured: int, num_processes: int) -> int:
-    """MODEL.ICE.BN_CHUNKS, where 0 stands for four chunks over all processes together, at least one in each."""
-    return configured or max(1, 4 // num_processes)
+def chunks_per_process(configured: int, num_processes: int, synchronized: bool = False) -> int:
+    """MODEL.ICE.BN_CHUNKS, where 0 stands for four chunks over all processes together, at least one in each.
+
+    For a synchronised batch normalisation, which normalises over all processes together, 0 stands for one.
+    """
+    return configured or (1 if synchronized else max(1, 4 // num_processes))
+
+
+def is_synchronized(module: nn.Module) -> bool:
+    """Whether a batch normalisation of ``module`` is a synchronised one."""
+    return any(isinstance(layer, nn.SyncBatchNorm) for layer in module.modules())
 
 
 def set_bn_chunks(module: nn.Module, chunks: int) -> int:

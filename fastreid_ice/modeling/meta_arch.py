@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastreid_ice.config import source_ims_per_batch
-from fastreid_ice.modeling.bn_chunks import ChunkedPass, chunks_per_process, set_bn_chunks
+from fastreid_ice.modeling.bn_chunks import ChunkedPass, chunks_per_process, is_synchronized, set_bn_chunks
 from fastreid_ice.modeling.cuda_graphs import GraphedPasses
 from fastreid_ice.modeling.domain_statistics import DomainStatistics
 from fastreid_ice.modeling.losses import Loss, build_losses
@@ -112,7 +112,7 @@ class ICE(Baseline):
         self.unused_passes = unused_passes
         self.eval_encoder = eval_encoder
         self.eval_dtype = eval_dtype
-        chunks = chunks_per_process(bn_chunks, comm.get_world_size())
+        chunks = chunks_per_process(bn_chunks, comm.get_world_size(), is_synchronized(self))
         set_bn_chunks(self, chunks)
         _set_bn_momentum(self, bn_momentum)
         shuffles = shuffle_bn and chunks * comm.get_world_size() > 1

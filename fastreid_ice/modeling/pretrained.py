@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import re
+import struct
 from pathlib import Path
+from typing import Any
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
@@ -13,6 +16,8 @@ from fastreid.config import CfgNode
 from fastreid.modeling.backbones import build_backbone
 from torch import nn
 from torchvision.models import MobileNet_V2_Weights
+
+from fastreid_ice.errors import one_line
 
 _MOBILENETV2 = "build_mobilenetv2_backbone"
 
@@ -27,7 +32,8 @@ def build_pretrained_backbone(cfg) -> nn.Module:
 
     Raises:
         FileNotFoundError: ``MODEL.BACKBONE.PRETRAIN_PATH`` does not exist.
-        ValueError: the file holds no tensor of this backbone, or no weights are published for its width.
+        ValueError: the file cannot be read or holds no tensor of this backbone, or no weights are published for its
+            width.
         RuntimeError: the weights could not be downloaded.
     """
     node = cfg.MODEL.BACKBONE
@@ -36,12 +42,25 @@ def build_pretrained_backbone(cfg) -> nn.Module:
         return _build_and_download(cfg) if node.PRETRAIN else build_backbone(cfg)
     if not path.is_file():
         raise FileNotFoundError(f"MODEL.BACKBONE.PRETRAIN_PATH: there is no file {path}")
-    stored = torch.load(path, map_location="cpu", weights_only=True)  # upstream's own load would run code on old torch
+    stored = _read(path)
     if node.NAME == _MOBILENETV2 and "features.18.0.weight" in stored:
         return _mobilenetv2(cfg, stored, path)
     backbone = build_backbone(cfg)
     _report(backbone, stored, path)
     return backbone
+
+
+def _read(path: Path) -> Any:
+    """Tensors and plain values only: upstream's own load would run code on an old torch."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"MODEL.BACKBONE.PRETRAIN_PATH: {path} holds more than tensors and plain values, and was not read further "
+            "since it may run code; save the state dict of its model."
+        ) from error
+    except (RuntimeError, EOFError, LookupError, TypeError, AttributeError, ValueError, struct.error) as error:
+        raise ValueError(f"MODEL.BACKBONE.PRETRAIN_PATH: {path} holds no weights: {one_line(error)}") from error
 
 
 def names_of_mobilenetv2(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

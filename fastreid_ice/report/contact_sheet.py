@@ -21,6 +21,7 @@ from fastreid_ice.report.wording import count
 logger = logging.getLogger(__name__)
 
 OUTLIER = -1
+PHOTOS = (".jpg", ".jpeg", ".pdf", ".png", ".webp")  # endings of a sheet's file
 ORDERS = ("largest", "mixed")
 
 # Sizes in pixels.

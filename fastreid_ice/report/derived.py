@@ -11,12 +11,9 @@ from fastreid_ice.report.manifest import differences, digests, flatten, plain_co
 BEST = "model_best.pth"
 
 # What the scores of a checkpoint depend on; of TEST only what changes them.
+_EMBEDDED = ("MODEL.ICE.EVAL_ENCODER", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.HEADS", "INPUT.SIZE_TEST")
 _SCORED = (
-    "MODEL.ICE.EVAL_ENCODER",
-    "MODEL.PIXEL_MEAN",
-    "MODEL.PIXEL_STD",
-    "MODEL.HEADS",
-    "INPUT.SIZE_TEST",
+    *_EMBEDDED,
     "TEST.METRIC",
     "TEST.FLIP",
     "TEST.RERANK",
@@ -44,6 +41,11 @@ def scored_otherwise(evaluated: Mapping[str, Any], cfg: Mapping[str, Any]) -> li
     """The keys for which scores by one config are not those of another."""
     before, after = flatten(evaluated), flatten(cfg)
     return [key for key in after if _within(key, _SCORED) and before.get(key) != after[key]]
+
+
+def embedding_keys(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a config, dotted, that say which embeddings the weights of a checkpoint make, and their values."""
+    return {key: value for key, value in flatten(plain_config(cfg)).items() if _within(key, _EMBEDDED)}
 
 
 def evaluated_manifest(

@@ -26,6 +26,7 @@ CAPTION = 46  # below a thumbnail: similarity, and two lines of name
 LEAST_COLUMN = 112  # for a readable name
 MARGIN = 18  # between the query and what was found
 SMALL = 11
+MOST_PIXELS = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # a side, as Pillow writes them
 
 RIGHT = (34, 150, 84)
 JUNK_FRAME, QUERY_FRAME = UNKNOWN_FRAME, INK
@@ -62,7 +63,8 @@ def ranking_sheet(
         ``out_path``.
 
     Raises:
-        ValueError: there is no query, lengths differ, or a mark is none of these.
+        ValueError: there is no query, lengths differ, a mark is none of these, or the picture is too large for its
+            format.
         FileNotFoundError: an image to be shown is missing.
     """
     rows = _rows(queries, found, similarities, marks)
@@ -70,7 +72,9 @@ def ranking_sheet(
     column = max(width + 2 * FRAME, LEAST_COLUMN) + 2 * GAP
     height = HEIGHT + 2 * FRAME + CAPTION + GAP
     most = max(len(row.found) for row in rows)
-    sheet = Image.new("RGB", (GAP + column * (1 + most) + MARGIN, HEADER + len(rows) * height + GAP), PAPER)
+    size = (GAP + column * (1 + most) + MARGIN, HEADER + len(rows) * height + GAP)
+    _check_size(size, Path(out_path))
+    sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     _draw_header(draw, rows, title)
     for number, row in enumerate(rows):
@@ -84,6 +88,15 @@ def ranking_sheet(
         sheet.save(temporary)
     logger.info("Wrote the ranking lists of %d queries to %s", len(rows), out_path)
     return Path(out_path)
+
+
+def _check_size(size: tuple[int, int], path: Path) -> None:
+    limit = MOST_PIXELS.get(path.suffix.lower())
+    if limit is not None and max(size) > limit:
+        raise ValueError(
+            f"{path} would be {size[0]} x {size[1]} pixels, but its format ends at {limit}: write a .png, or show "
+            "fewer queries or images"
+        )
 
 
 def ranking_marks(

@@ -72,7 +72,7 @@ def update_index(
     names = find_images(folder, extensions)
     states = {name: file_state(folder / name) for name in names}
     known = {entry.path: FileState(entry.size, entry.mtime_ns) for entry in index.entries}
-    if known and not known.keys() & states.keys():
+    if known and not known.keys() & states.keys() and not _is_same(index.root, folder):
         raise ValueError(
             f"The search index is of the folder {index.root}: none of its {len(known)} images is in {folder}. "
             "Name another folder for the index (--index)."
@@ -151,6 +151,11 @@ def _embed_readable(
     good = [name for name in names if name not in refused]
     features = _as_array(embed([str(root / name) for name in good])) if good else np.empty((0, 0), np.float32)
     return features, good, bad
+
+
+def _is_same(root: Path, folder: Path) -> bool:
+    """Whether it is the index's own folder, so that other images in it have taken the place of the known ones."""
+    return root.is_dir() and os.path.samefile(root, folder)
 
 
 def _is_another(root: Path, folder: Path) -> bool:
@@ -235,7 +240,7 @@ def search_folder(
         skip_unreadable: leave out images of the folder that cannot be read, else they are an error.
 
     Raises:
-        FileNotFoundError: a query is not there.
+        FileNotFoundError, IsADirectoryError: a query is not there, or is a folder.
         ValueError: a query cannot be read; k is below 1.
         ValueError, OSError: as :func:`open_gallery`.
     """
@@ -243,6 +248,8 @@ def search_folder(
         raise ValueError(f"At least one image must be asked for (--top-k), found {k}.")
     names = [os.fspath(query) for query in queries]
     for name in names:
+        if Path(name).is_dir():
+            raise IsADirectoryError(f"The query {name} is a folder; name the images in it.")
         if not Path(name).is_file():
             raise FileNotFoundError(f"The query image {name} does not exist.")
     bad = find_unreadable(names)

@@ -24,7 +24,7 @@ class Fingerprint:
     """Which model made the features.
 
     Attributes:
-        sha256: of the checkpoint's file, "" if unknown.
+        sha256: of the model (its checkpoint and what it makes of it), "" if unknown.
         input_size: (height, width) in pixels to which images were scaled, or None.
     """
 

@@ -47,7 +47,7 @@ class Header:
         vector_bytes: size of ``index.faiss``.
         next_number: for the next image that is added.
         root: folder to which the paths are relative.
-        model_sha256: of the checkpoint that made the features, "" if unknown.
+        model_sha256: of the model that made the features, "" if unknown.
         input_size: (height, width) that it saw, or None.
     """
 
@@ -64,6 +64,8 @@ class Header:
 
 def write_folder(folder: Path, header: dict, vectors: Vectors, entries: list[Entry]) -> None:
     """Write an index beside its place, then put it there: a reader sees the older one or this one, whole.
+
+    Where one is replaced, there is none for the moment between two renames.
 
     Args:
         folder: its place; replaced if it holds an index.

@@ -17,6 +17,7 @@ from fastreid_ice.report.run_files import RECORDS_FILE, read_records
 logger = logging.getLogger(__name__)
 
 _SHOWN = ("mAP", "Rank-1", "Rank-5", "Rank-10")
+_OF_STEPS = ("time", "data_time", "eta_seconds", "lr")
 
 
 class EpochRecorder(HookBase):
@@ -57,7 +58,7 @@ class EpochRecorder(HookBase):
         losses = {
             name: history.avg(self.trainer.iters_per_epoch)
             for name, history in storage.histories().items()
-            if "loss" in name
+            if _is_loss(name)
         }
         self.records.append({"epoch": self.trainer.epoch + 1, **self._scalars(), **losses})
         self._write()
@@ -68,12 +69,11 @@ class EpochRecorder(HookBase):
 
     def _scalars(self) -> dict[str, float]:
         """Scalars of this epoch that are neither losses nor timers: scores and clustering."""
-        skipped = ("loss", "time", "eta_seconds", "lr")
         scalars = {}
         for name, (value, iteration) in self.trainer.storage.latest().items():
             is_new = self._seen.get(name) != iteration
             self._seen[name] = iteration
-            if is_new and not any(word in name for word in skipped):
+            if is_new and name not in _OF_STEPS and not _is_loss(name):
                 scalars[name.removeprefix("clustering/")] = value
         return scalars
 
@@ -91,3 +91,8 @@ class EpochRecorder(HookBase):
         names.sort(key=lambda name: _SHOWN.index(name.rsplit("/", 1)[-1]))
         rows = [[which, row["epoch"], *(row.get(name) for name in names)] for which, row in chosen]
         return tabulate(rows, headers=["", "epoch", *names], floatfmt=".1f", tablefmt="pipe")
+
+
+def _is_loss(name: str) -> bool:
+    """Whether a scalar is a loss, not the score of a test set whose name has the word in it."""
+    return name == "total_loss" or (name.startswith("loss_") and "/" not in name)
