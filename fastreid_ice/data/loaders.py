@@ -192,6 +192,7 @@ class EpochLoader:
 
     @property
     def dataset(self) -> EpochLoader:
+        """Itself: fastreid looks there for the number of images."""
         return self
 
     def __len__(self) -> int:

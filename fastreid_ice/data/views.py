@@ -39,6 +39,7 @@ class GaussianBlur:
         return Image.fromarray(self.on_array(np.asarray(image)))
 
     def on_array(self, pixels: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8, blurred by a radius that is drawn."""
         return gaussian_blur(pixels, _uniform(*self.radius))
 
 

@@ -166,6 +166,7 @@ class MemoryBank(nn.Module):
 
     @property
     def is_empty(self) -> bool:
+        """Whether there is no cluster yet."""
         return len(self.centroids) == 0
 
 

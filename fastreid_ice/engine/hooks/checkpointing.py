@@ -35,9 +35,11 @@ class RunState:
     labels: Tensor | None = field(default=None, compare=False)
 
     def state_dict(self) -> dict:
+        """The fields by name, as fastreid's checkpoints hold them."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def load_state_dict(self, state: dict) -> None:
+        """Take the fields of a checkpoint; those that it lacks stay."""
         self.__dict__.update(state)
 
 
