@@ -156,15 +156,15 @@ def test_the_newer_setting_is_used_and_put_back():
     """)
 
 
-@pytest.mark.parametrize("before", [True, False])
-def test_the_older_setting_is_put_back(before):
-    python(f"""
+def test_the_older_setting_is_put_back():
+    python("""
         import torch
         from fastreid_ice.clustering import nearest_neighbors
-        torch.backends.cuda.matmul.allow_tf32 = {before}
-        for allowed in (True, False):
-            nearest_neighbors(torch.eye(4), 2, backend="torch", allow_tf32=allowed)
-            assert torch.backends.cuda.matmul.allow_tf32 == {before}
+        for before in (True, False):
+            torch.backends.cuda.matmul.allow_tf32 = before
+            for allowed in (True, False):
+                nearest_neighbors(torch.eye(4), 2, backend="torch", allow_tf32=allowed)
+                assert torch.backends.cuda.matmul.allow_tf32 == before
     """)
 
 

@@ -76,16 +76,16 @@ class TestContext:
         with determinism(False):
             assert settings() == before
 
-    @pytest.mark.parametrize("before", [True, False])
-    def test_the_older_setting_can_still_be_read(self, before):
+    def test_the_older_setting_can_still_be_read(self):
         """In a process of its own: torch remembers which of its two settings was used."""
-        code = f"""
+        code = """
             import torch
             from fastreid_ice.engine.determinism import determinism
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = {before}
-            with determinism(True):
-                pass
-            assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == {before}
+            for before in (True, False):
+                torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = before
+                with determinism(True):
+                    pass
+                assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == before
         """
         subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
 
