@@ -152,6 +152,8 @@ def test_errors_of_the_contact_sheet(images, tmp_path):
         contact_sheet([], [], out_path=tmp_path / "sheet.png")
     with pytest.raises(ValueError, match="per_cluster"):
         contact_sheet(images, [0] * 10, out_path=tmp_path / "sheet.png", per_cluster=0)
+    with pytest.raises(ValueError, match="its format ends at 16383: write a .png, or show fewer clusters"):
+        contact_sheet(images, [0] * 10, out_path=tmp_path / "sheet.webp", per_cluster=300)
     with pytest.raises(FileNotFoundError):
         contact_sheet([tmp_path / "missing.jpg"], [0], out_path=tmp_path / "sheet.png")
     assert not (tmp_path / "sheet.png").exists()

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 OUTLIER = -1
 PHOTOS = (".jpg", ".jpeg", ".pdf", ".png", ".webp")  # endings of a sheet's file
+MOST_PIXELS = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # a side, as Pillow writes them
 ORDERS = ("largest", "mixed")
 
 # Sizes in pixels.
@@ -57,6 +58,16 @@ class Row:
     wrong: int | None
 
 
+def check_size(size: tuple[int, int], out_path: str | os.PathLike, what: str) -> None:
+    """Raise ValueError for a picture of (width, height) pixels that its format cannot hold; ``what`` could be fewer."""
+    limit = MOST_PIXELS.get(Path(out_path).suffix.lower())
+    if limit is not None and max(size) > limit:
+        raise ValueError(
+            f"{out_path} would be {size[0]} x {size[1]} pixels, but its format ends at {limit}: write a .png, or show "
+            f"fewer {what}"
+        )
+
+
 def contact_sheet(
     image_paths: Sequence[str | os.PathLike],
     labels: Sequence[int],
@@ -88,7 +99,8 @@ def contact_sheet(
         ``out_path``.
 
     Raises:
-        ValueError: lengths differ, there is nothing to draw, or the order is unknown or needs identities.
+        ValueError: lengths differ, there is nothing to draw, the order is unknown or needs identities, or the picture
+            is too large for its format.
         FileNotFoundError: an image to be shown is missing.
     """
     _check_lengths(image_paths, labels=labels, true_ids=true_ids, camids=camids)
@@ -96,7 +108,9 @@ def contact_sheet(
     identities = None if true_ids is None else np.asarray(true_ids)
     cameras = None if camids is None else np.asarray(camids)
     rows = choose_rows(clusters, identities, cameras, max_clusters=max_clusters, per_cluster=per_cluster, order=order)
-    sheet = Image.new("RGB", (LEFT + per_cluster * COLUMN + GAP, HEADER + len(rows) * ROW + GAP), PAPER)
+    size = (LEFT + per_cluster * COLUMN + GAP, HEADER + len(rows) * ROW + GAP)
+    check_size(size, out_path, "clusters or images of each")
+    sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     _draw_header(draw, clusters, identities, rows, order)
     for number, row in enumerate(rows):

@@ -14,7 +14,17 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fastreid_ice.files import replacing
 from fastreid_ice.image_files import as_rgb
-from fastreid_ice.report.contact_sheet import FAINT, FRAME, GAP, HEADER, INK, PAPER, UNKNOWN_FRAME, WRONG
+from fastreid_ice.report.contact_sheet import (
+    FAINT,
+    FRAME,
+    GAP,
+    HEADER,
+    INK,
+    PAPER,
+    UNKNOWN_FRAME,
+    WRONG,
+    check_size,
+)
 from fastreid_ice.report.marks import draw_cross
 
 logger = logging.getLogger(__name__)
@@ -26,7 +36,6 @@ CAPTION = 46  # below a thumbnail: similarity, and two lines of name
 LEAST_COLUMN = 112  # for a readable name
 MARGIN = 18  # between the query and what was found
 SMALL = 11
-MOST_PIXELS = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # a side, as Pillow writes them
 
 RIGHT = (34, 150, 84)
 JUNK_FRAME, QUERY_FRAME = UNKNOWN_FRAME, INK
@@ -73,7 +82,7 @@ def ranking_sheet(
     height = HEIGHT + 2 * FRAME + CAPTION + GAP
     most = max(len(row.found) for row in rows)
     size = (GAP + column * (1 + most) + MARGIN, HEADER + len(rows) * height + GAP)
-    _check_size(size, Path(out_path))
+    check_size(size, out_path, "queries or images")
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     _draw_header(draw, rows, title)
@@ -88,15 +97,6 @@ def ranking_sheet(
         sheet.save(temporary)
     logger.info("Wrote the ranking lists of %d queries to %s", len(rows), out_path)
     return Path(out_path)
-
-
-def _check_size(size: tuple[int, int], path: Path) -> None:
-    limit = MOST_PIXELS.get(path.suffix.lower())
-    if limit is not None and max(size) > limit:
-        raise ValueError(
-            f"{path} would be {size[0]} x {size[1]} pixels, but its format ends at {limit}: write a .png, or show "
-            "fewer queries or images"
-        )
 
 
 def ranking_marks(
