@@ -50,7 +50,8 @@ def _add_model(model: CN) -> None:
     # Momentum a of the momentum encoder, in [0, 1): m <- a m + (1 - a) online after each step. ref: 0.999.
     model.ICE.MOMENTUM = 0.999
     # In how many contiguous chunks of the batch each process normalises: with 4, one GPU sees the batch statistics
-    # of the four GPUs that the published numbers were made on. 0: 4 / number of processes (at least 1).
+    # of the four GPUs that the published numbers were made on. 0: 4 / number of processes (at least 1); for syncBN,
+    # which normalises over all processes together, 1.
     model.ICE.BN_CHUNKS = 0
     # Share of a batch in the running statistics of batch normalisation, in (0, 1]: with 0.02 an encoder is evaluated
     # and clustered with those of about the last fifty batches. Not in the paper. ref: 0.1, torch's.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
+import struct
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ class UnreadableCheckpointError(ValueError):
     """A file that is no checkpoint, or half of one."""
 
 
+# What torch and pickle raise of a file of weights that is cut off, or has other bytes in it.
+DAMAGED = (RuntimeError, EOFError, LookupError, TypeError, AttributeError, ValueError, struct.error)
 INTERRUPTED = 130  # exit code of a program that was interrupted by the keyboard
 
 

@@ -141,22 +141,25 @@ def check_folder_for_output(folder: str | os.PathLike, option: str) -> None:
     _check_writable(path, f"{option} {folder}", (path, *path.parents))
 
 
-def check_outside(path: str | os.PathLike, folder: str | os.PathLike, option: str) -> None:
-    """Refuse to write pictures into a folder of images, of which they would be a part from then on.
+def check_outside(path: str | os.PathLike, folders: Iterable[str | os.PathLike], option: str) -> None:
+    """Refuse to write pictures into one of the folders of images, of which they would be a part from then on.
 
     Args:
         path: file or folder to write later.
-        folder: of the images.
+        folders: of the images.
         option: of the command line that names ``path``, for the message.
 
     Raises:
-        ValueError: ``path`` is the folder or lies in it.
+        ValueError: ``path`` is one of the folders or lies in it.
     """
-    if Path(folder).resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
-        raise ValueError(
-            f"{option} {path} lies in the folder of the images, {folder}: its pictures would be images of it from then "
-            "on. Name another place."
-        )
+    place = Path(path).resolve()
+    within = {place, *place.parents}
+    for folder in folders:
+        if Path(folder).resolve() in within:
+            raise ValueError(
+                f"{option} {path} lies in the folder of the images, {folder}: its pictures would be images of it from "
+                "then on. Name another place."
+            )
 
 
 def _check_writable(path: Path, name: str, above: Iterable[Path]) -> None:

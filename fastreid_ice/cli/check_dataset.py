@@ -42,7 +42,7 @@ def run(args: Namespace) -> FolderReport:
     """Check the folder, print what it is like, and write what was asked for."""
     if args.output is not None:
         check_folder_for_output(args.output, "--output")
-        check_outside(args.output / SHEET, args.folder, "--output")
+        check_outside(args.output / SHEET, [args.folder], "--output")
     if args.write_config is not None:
         _check_config_file(args.write_config, args.force)
     sources = Sources(args.camera_from, args.identity_from, args.track_from, args.pattern, args.csv)

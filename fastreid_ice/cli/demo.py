@@ -23,12 +23,11 @@ import numpy as np
 from fastreid_ice.config_files import load_config
 from fastreid_ice.cores import usable_cores
 from fastreid_ice.data.datasets import load_training_images
-from fastreid_ice.engine.resuming import LAST_CHECKPOINT
+from fastreid_ice.engine.resuming import RUN_FILES
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.model_zoo import get_config_file
 from fastreid_ice.report.contact_sheet import contact_sheet
 from fastreid_ice.report.curves import training_curves
-from fastreid_ice.report.manifest import FILE_NAME
 from fastreid_ice.report.run_files import CLUSTERS_FILE, RECORDS_FILE, read_clusters
 from fastreid_ice.report.tables import benchmark_table
 
@@ -70,7 +69,7 @@ class Training:
 def start(name: str, folder: Path, opts: Sequence[str]) -> Training:
     """Start a training with half of the cores; one that is in the folder already is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in (RECORDS_FILE, FILE_NAME, CLUSTERS_FILE, LAST_CHECKPOINT, "model_*.pth"):
+    for pattern in RUN_FILES:
         for old in folder.glob(pattern):
             old.unlink()
     command = [sys.executable, "-m", "fastreid_ice.cli.train", "--config-file", str(get_config_file(CONFIG))]

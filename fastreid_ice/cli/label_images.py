@@ -117,15 +117,14 @@ def _check(args: Namespace) -> None:
 
 def _check_images(args: Namespace, cfg: CfgNode, images: TrainingImages) -> None:
     """Likewise, once it is known which images they are."""
-    if args.market is not None:
-        check_market_cameras(_cameras(images))
     folders = {os.path.dirname(path) for path in images.paths}
     if FOLDER in cfg.DATASETS.NAMES:  # cameras may be folders in it
         folders.add(os.path.expanduser(cfg.DATASETS.FOLDER.PATH))
-    for folder in sorted(folders):
-        for written, option in ((args.output if args.links else None, "--output"), (args.market, "--market")):
-            if written is not None:
-                check_outside(written, folder, option)
+    if args.links:
+        check_outside(args.output, sorted(folders), "--output")
+    if args.market is not None:
+        check_market_cameras(_cameras(images))
+        check_outside(args.market, sorted(folders), "--market")
 
 
 def _cameras(images: TrainingImages) -> np.ndarray:

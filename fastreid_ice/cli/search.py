@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.output:
         check_output(args.output, PHOTOS)
-        check_outside(args.output, args.gallery, "--output")
+        check_outside(args.output, [args.gallery], "--output")
     if args.csv:
         check_output(args.csv)
     model = fastreid_ice.load(args.model)

@@ -45,10 +45,10 @@ def build_feature_loader(
 
 
 class KeptTestImages(NamedTuple):
-    """A test set as it was listed first, and the cache of this process's share of its images."""
+    """A test set as it was listed first, and the cache of this process's share of its images, if they are kept."""
 
     dataset: ImageDataset
-    cache: ImageCache
+    cache: ImageCache | None
 
 
 _KEPT: ContextVar[dict[str, KeptTestImages] | None] = ContextVar("kept test images", default=None)
@@ -76,19 +76,25 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> tuple[Any, int]:
     Returns:
         loader, and the number of queries.
     """
-    kept = _KEPT.get()
-    known = None if kept is None else kept.get(dataset_name)
-    dataset = load_test_images(cfg, dataset_name) if known is None else known.dataset
+    dataset, cache = _test_images(cfg, dataset_name)
     if comm.is_main_process():
         dataset.show_test()
     items = dataset.query + dataset.gallery
     view = keep_bytes(build_transforms(cfg, is_train=False))
-    if kept is not None and known is None:
-        cache = ImageCache(cfg, [path for path, *_ in items], list(InferenceSampler(len(items))))
-        known = kept[dataset_name] = KeptTestImages(dataset, cache)
-    resized = None if known is None else known.cache.resized(view)
+    resized = None if cache is None else cache.resized(view)
     images = ReadableImages(items, view, resized=resized)
     return _loader(cfg, images, len(dataset.query), from_cache=resized is not None)
+
+
+def _test_images(cfg: CfgNode, name: str) -> KeptTestImages:
+    kept = _KEPT.get()
+    if kept is None:
+        return KeptTestImages(load_test_images(cfg, name), None)
+    if name not in kept:
+        dataset = load_test_images(cfg, name)
+        paths = [path for path, *_ in dataset.query + dataset.gallery]
+        kept[name] = KeptTestImages(dataset, ImageCache(cfg, paths, list(InferenceSampler(len(paths)))))
+    return kept[name]
 
 
 def _loader(cfg: CfgNode, dataset: Dataset, num_query: int, from_cache: bool) -> tuple[Any, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import pickle
 import re
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,15 +22,12 @@ from torch import nn
 import fastreid_ice.modeling  # noqa: F401  (registers the ICE meta-architecture and its head)
 from fastreid_ice.config_files import load_config
 from fastreid_ice.engine.checks import check_model
-from fastreid_ice.errors import UnreadableCheckpointError, one_line
+from fastreid_ice.errors import DAMAGED, UnreadableCheckpointError, one_line
 from fastreid_ice.report.run_files import CONFIG_FILE
 
 logger = logging.getLogger(__name__)
 
 PREFERRED = ("model_best.pth", "model_final.pth")
-
-# What torch and pickle raise of a file that is cut off, or has other bytes in it.
-_DAMAGED = (RuntimeError, EOFError, LookupError, TypeError, AttributeError, ValueError, OSError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -151,5 +147,5 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UnreadableCheckpointError(
             f"{path} is not a checkpoint of tensors and plain values, and was not read further since it may run code"
         ) from error
-    except _DAMAGED as error:
+    except (*DAMAGED, OSError) as error:
         raise UnreadableCheckpointError(f"{path} is not a checkpoint, or is damaged: {one_line(error)}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import pickle
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from fastreid.modeling.backbones import build_backbone
 from torch import nn
 from torchvision.models import MobileNet_V2_Weights
 
-from fastreid_ice.errors import one_line
+from fastreid_ice.errors import DAMAGED, one_line
 
 _MOBILENETV2 = "build_mobilenetv2_backbone"
 
@@ -59,7 +58,7 @@ def _read(path: Path) -> Any:
             f"MODEL.BACKBONE.PRETRAIN_PATH: {path} holds more than tensors and plain values, and was not read further "
             "since it may run code; save the state dict of its model."
         ) from error
-    except (RuntimeError, EOFError, LookupError, TypeError, AttributeError, ValueError, struct.error) as error:
+    except DAMAGED as error:
         raise ValueError(f"MODEL.BACKBONE.PRETRAIN_PATH: {path} holds no weights: {one_line(error)}") from error
 
 

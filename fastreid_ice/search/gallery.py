@@ -72,12 +72,13 @@ def update_index(
     names = find_images(folder, extensions)
     states = {name: file_state(folder / name) for name in names}
     known = {entry.path: FileState(entry.size, entry.mtime_ns) for entry in index.entries}
-    if known and not known.keys() & states.keys() and not _is_same(index.root, folder):
+    is_own = _is_own(index.root, folder)
+    if known and not known.keys() & states.keys() and not is_own:
         raise ValueError(
             f"The search index is of the folder {index.root}: none of its {len(known)} images is in {folder}. "
             "Name another folder for the index (--index)."
         )
-    if known and _is_another(index.root, folder):
+    if known and is_own is False:
         raise ValueError(
             f"The search index is of the folder {index.root}, not of {folder}: images of the same names would take "
             "each other's places. Name another folder for the index (--index)."
@@ -153,14 +154,9 @@ def _embed_readable(
     return features, good, bad
 
 
-def _is_same(root: Path, folder: Path) -> bool:
-    """Whether it is the index's own folder, so that other images in it have taken the place of the known ones."""
-    return root.is_dir() and os.path.samefile(root, folder)
-
-
-def _is_another(root: Path, folder: Path) -> bool:
-    """Whether an index's folder is still there and is not this one; where it is gone, this one may be it, moved."""
-    return root.is_dir() and not os.path.samefile(root, folder)
+def _is_own(root: Path, folder: Path) -> bool | None:
+    """Whether a folder is the index's own; None where that is gone: this one may be it, moved."""
+    return os.path.samefile(root, folder) if root.is_dir() else None
 
 
 def _unreadable(root: Path, bad: list[tuple[str, str]]) -> str:
