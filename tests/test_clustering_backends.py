@@ -203,6 +203,19 @@ def test_faiss_gpu_gives_the_candidates_where_it_is_usable(monkeypatch):
     assert calls and all(torch.equal(a, b) for a, b in zip(found, expected))
 
 
+def test_faiss_gpu_takes_tensors_from_the_first_search_on(monkeypatch):
+    """What lets it take them replaces its search; that is looked up behind."""
+
+    def lets_it_take_tensors(device):
+        monkeypatch.setattr(faiss_gpu.faiss, "knn_gpu", lambda *args, **kwargs: "of tensors")
+        return "resources"
+
+    monkeypatch.setattr(faiss_gpu.faiss, "knn_gpu", lambda *args, **kwargs: "of arrays", raising=False)
+    monkeypatch.setattr(faiss_gpu, "_resources", lets_it_take_tensors)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    assert faiss_gpu.largest_products(torch.eye(3), torch.eye(3), 2) == "of tensors"
+
+
 def test_faiss_gpu_keeps_little_memory(monkeypatch):
     """Its resources are made within the features' device, once for each, with 256 MiB of scratch."""
     made, entered = [], []

@@ -7,7 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastreid_ice.clustering import float64_search, jaccard_distances, k_reciprocal_encoding, nearest_neighbors
+from fastreid_ice.clustering import (
+    ca_jaccard,
+    camera_aware_neighbors,
+    float64_search,
+    jaccard_distances,
+    k_reciprocal_encoding,
+    nearest_neighbors,
+)
 from fastreid_ice.clustering.float64_search import search_in_float64
 from fastreid_ice.clustering.torch_ops import encoding, jaccard, search
 from tests.clustering_features import blobs
@@ -33,6 +40,43 @@ def test_blocks_of_columns_change_nothing(kind, columns, monkeypatch):
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
     some = nearest_neighbors(features, 30, rows=(100, 130), backend="torch")
     assert torch.equal(some[0], expected[0][100:130]) and torch.equal(some[1], expected[1][100:130])
+
+
+@pytest.mark.parametrize("kind", FEATURES)
+@pytest.mark.parametrize("columns", [7, 64, 699])
+def test_blocks_of_columns_change_nothing_within_cameras(kind, columns, monkeypatch):
+    """Each list is searched once more for all of its unclear rows together, whatever the chunks."""
+    features, searches = FEATURES[kind], []
+    cameras = torch.randint(6, (len(features),), generator=torch.Generator().manual_seed(2)) % 5  # one of them twice
+    products = features.double() @ features.double().t()
+    same = cameras[:, None] == cameras
+    expected = []
+    for length, hidden in ((6, ~same), (21, same)):
+        order = (products * float64_search.GRID).round().masked_fill(hidden, -torch.inf)
+        expected.append(order.sort(dim=1, descending=True, stable=True).indices[:, :length])
+
+    def counted(features, images, *args):
+        searches.append(len(images))
+        return search_in_float64(features, images, *args)
+
+    for module in (search, float64_search, ca_jaccard):
+        monkeypatch.setattr(module, "COLUMNS", columns)
+    monkeypatch.setattr(ca_jaccard, "search_in_float64", counted)
+    found = camera_aware_neighbors(features, cameras, 6, 21, memory_budget_mb=1)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
+    assert len(searches) == 2 and (max(searches) > 300) == (kind == "ties")
+
+
+def test_many_images_of_cameras_leave_room_for_many_rows(monkeypatch):
+    features = F.normalize(torch.randn(20_000, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    cameras = torch.arange(20_000) % 3
+    expected = camera_aware_neighbors(features, cameras, 5, 5, (0, 900))
+    monkeypatch.setattr(ca_jaccard, "COLUMNS", 256)
+    with Sizes() as sizes:
+        found = camera_aware_neighbors(features, cameras, 5, 5, (0, 900), memory_budget_mb=1)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
+    assert sizes.largest <= 2**20
+    assert max(sizes.rows) >= 200
 
 
 @pytest.mark.parametrize("columns", [7, 64])

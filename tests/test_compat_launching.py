@@ -219,7 +219,8 @@ def group(monkeypatch):
     return calls
 
 
-def test_an_nccl_rank_chooses_its_gpu_first_and_ends_its_group(group):
+def test_an_nccl_rank_that_fails_does_not_wait_for_the_others(group):
+    """It chooses its GPU first. Its group is left as it is: ending it would wait for those that wait for this rank."""
     from fastreid.utils import comm
 
     def fail():
@@ -228,8 +229,32 @@ def test_an_nccl_rank_chooses_its_gpu_first_and_ends_its_group(group):
 
     with pytest.raises(OSError, match="as training may"):
         launching.nccl_worker(1, fail, 4, 2, 1, "tcp://somewhere", ())
-    assert group == ["GPU 1", ("nccl", "tcp://somewhere", 3, 4, 7200), [2, 3], "destroyed"]
+    assert group == ["GPU 1", ("nccl", "tcp://somewhere", 3, 4, 7200), [2, 3]]
     assert device._named == torch.device("cuda", 1) and comm._LOCAL_PROCESS_GROUP is None
+
+
+def test_a_gloo_rank_that_fails_ends_its_group(group):
+    """The others' next exchange with it fails at once."""
+
+    def fail():
+        raise OSError("as training may")
+
+    with pytest.raises(OSError, match="as training may"):
+        launching.gloo_worker(1, fail, 4, 2, 1, "tcp://somewhere", ())
+    assert group[-1] == "destroyed"
+
+
+@pytest.mark.parametrize(("threads", "told"), [("1", True), ("2", False)])
+def test_torchrun_leaves_one_thread(group, monkeypatch, caplog, threads, told):
+    from fastreid.engine import launch
+
+    monkeypatch.setattr(launching, "usable_cores", lambda: 8)
+    environment = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**environment, "TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": threads}.items():
+        monkeypatch.setenv(name, value)
+    with caplog.at_level("INFO", logger=launching.__name__):
+        launch(group.append, 1, args=("trained",))
+    assert ("OMP_NUM_THREADS=4" in caplog.text) == told
 
 
 def test_a_rank_of_torchrun_chooses_its_gpu_too(group, monkeypatch):

@@ -102,6 +102,19 @@ def resume_apart(folder: str) -> None:
         Path(f"{folder}/refused_{comm.get_rank()}").write_text(str(error))
 
 
+def list_apart(folder: str) -> None:
+    """Training images, and test images, of which the second process lacks one; then those that differ by folder."""
+    from fastreid_ice.data.datasets import check_same_everywhere
+
+    own = [(f"/disk{comm.get_rank()}/{name}.jpg", 0) for name in "abc"]
+    check_same_everywhere("DATASETS.NAMES", own)
+    for key, images in (("shorter", own[comm.get_rank() :]), ("camera", [(own[0][0], comm.get_rank())])):
+        try:
+            check_same_everywhere(key, images)
+        except ValueError as error:
+            Path(f"{folder}/{key}_{comm.get_rank()}").write_text(str(error))
+
+
 def everything(folder: str, root: str) -> None:
     """What each process runs: all in one start of the processes, which takes longer than the trainings."""
     importlib.import_module("fastreid.data.build")._root = root
@@ -112,6 +125,7 @@ def everything(folder: str, root: str) -> None:
     if comm.get_world_size() > 1:
         train_golden(folder)
         resume_apart(folder)
+        list_apart(folder)
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +196,11 @@ def test_processes_with_other_checkpoints_are_refused_together(folders):
     for rank in range(2):
         told = (folders[1] / f"refused_{rank}").read_text()
         assert "epochs done: process 0: 2, process 1: none" in told
+
+
+def test_processes_with_other_images_are_refused_together(folders):
+    """Each numbers its own, and shares are taken by number. Folders may differ."""
+    for rank in range(2):
+        told = (folders[1] / f"shorter_{rank}").read_text()
+        assert "find different images in shorter (process 0: 3, process 1: 2;" in told
+        assert "(process 0: 1, process 1: 1;" in (folders[1] / f"camera_{rank}").read_text()

@@ -8,6 +8,7 @@ backends; work is cut into chunks of rows, and nothing is N x N.
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import TYPE_CHECKING, Callable
 
@@ -16,11 +17,18 @@ from torch import Tensor
 
 from fastreid_ice.clustering import distributed
 from fastreid_ice.clustering.costs import Costs
-from fastreid_ice.clustering.float64_search import search_in_float64, sort_candidates
+from fastreid_ice.clustering.float64_search import COLUMNS, search_in_float64
 from fastreid_ice.clustering.methods import ImageFacts, jaccard_dbscan_advice, register_method
 from fastreid_ice.clustering.stages import dbscan, for_backend, jaccard_distances
 from fastreid_ice.clustering.torch_ops.encoding import averaged, reciprocal, softened
-from fastreid_ice.clustering.torch_ops.search import SPARE, TF32_SPARE, product_error
+from fastreid_ice.clustering.torch_ops.search import (
+    SPARE,
+    TF32_SPARE,
+    Candidates,
+    no_candidates,
+    rank_candidates,
+    with_columns,
+)
 from fastreid_ice.clustering.torch_ops.sparse_rows import SparseRows, from_keys
 from fastreid_ice.precision import products_in_tf32
 
@@ -30,9 +38,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NAME = "ca_jaccard_dbscan"
-
-# The images (B,) int64 whose neighbours are searched -> (B, N) bool, which images may not be among them.
-Excluded = Callable[[Tensor], Tensor]
 
 
 def camera_aware_neighbors(
@@ -67,54 +72,52 @@ def camera_aware_neighbors(
         ([[0, 2], [1, -1], [2, 0], [3, 2]], [[1, -1], [0, 2], [1, -1], [1, -1]])
     """
     start, stop = rows if rows is not None else (0, len(features))
-    images, dimensions = features.shape
+    images = len(features)
     spare = TF32_SPARE if allow_tf32 else SPARE
     lengths = min(k_intra, images), min(k_inter, images)
-    chunk = max(1, memory_budget_mb * 2**20 // (10 * images + 24 * (max(lengths) + spare) * dimensions))
-    found: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for part in torch.arange(start, stop, device=features.device).split(chunk):
+    kept = min(lengths[0] + spare, images), min(lengths[1] + spare, images)
+    found = [torch.empty(stop - start, length, dtype=torch.int64, device=features.device) for length in lengths]
+    unclear: tuple[list[Tensor], list[Tensor]] = ([found[0].new_empty(0)], [found[0].new_empty(0)])
+    chunk = max(1, memory_budget_mb * 2**20 // (10 * min(COLUMNS, images) + 72 * sum(kept)))
+    for first in range(start, stop, chunk):
+        last = min(first + chunk, stop)
+        queries = features[first:last]
         with products_in_tf32(allow_tf32):
-            products = features[part] @ features.t()  # (B, N)
-        for length, lists, other in zip(lengths, found, (False, True)):
-            excluded = _of_cameras(cameras, other)
-            ranks, unclear = _nearest(products, features, part, excluded, length, spare, allow_tf32)
-            if len(unclear):
-                again = search_in_float64(features, part[unclear], length, memory_budget_mb, excluded)
-                ranks[unclear] = again[1].masked_fill(again[0] == -torch.inf, -1)
-            lists.append(ranks)
-    empty = torch.empty(0, dtype=torch.int64, device=features.device)
-    intra, inter = (torch.cat([empty.new_empty(0, length), *lists]) for length, lists in zip(lengths, found))
+            largest = _largest_products(queries, cameras[first:last], features, cameras, kept)
+        for ranks, candidates, again in zip(found, largest, unclear):
+            exact = rank_candidates(queries, features, candidates, ranks.shape[1], memory_budget_mb, allow_tf32)
+            ranks[first - start : last - start] = _without_missing(*exact[:2])
+            again.append(exact[2] + first)
+    for ranks, again, hides in zip(found, unclear, (torch.ne, torch.eq)):
+        rows_again = torch.cat(again)
+        hidden = functools.partial(_hidden, hides, cameras)
+        exact_again = search_in_float64(features, rows_again, ranks.shape[1], memory_budget_mb, hidden)
+        ranks[rows_again - start] = _without_missing(*exact_again)
+    return found[0], found[1]
+
+
+def _hidden(hides: Callable[[Tensor, Tensor], Tensor], cameras: Tensor, images: Tensor) -> Tensor:
+    """(B, N) bool: which images may not be among the neighbours of the given ones (B,), by their cameras."""
+    return hides(cameras[images][:, None], cameras[None, :])
+
+
+def _without_missing(similarities: Tensor, ranks: Tensor) -> Tensor:
+    """-1 where a list has no further image."""
+    return ranks.masked_fill(similarities == -torch.inf, -1)
+
+
+def _largest_products(
+    queries: Tensor, own: Tensor, features: Tensor, cameras: Tensor, kept: tuple[int, int]
+) -> tuple[Candidates, Candidates]:
+    """Candidates of queries of cameras ``own`` (B,): those of the same camera, and those of the others."""
+    intra, inter = no_candidates(queries), no_candidates(queries)
+    for first in range(0, len(features), COLUMNS):
+        block = slice(first, first + COLUMNS)
+        products = queries @ features[block].t()  # (B, C)
+        same = own[:, None] == cameras[None, block]
+        intra = with_columns(intra, products.masked_fill(~same, -torch.inf), first, kept[0])
+        inter = with_columns(inter, products.masked_fill_(same, -torch.inf), first, kept[1])
     return intra, inter
-
-
-def _of_cameras(cameras: Tensor, other: bool) -> Excluded:
-    """Leaves the images of the same camera, or those of the others."""
-    if other:
-        return lambda images: cameras[images][:, None] == cameras[None, :]
-    return lambda images: cameras[images][:, None] != cameras[None, :]
-
-
-def _nearest(
-    products: Tensor,
-    features: Tensor,
-    part: Tensor,
-    excluded: Excluded,
-    length: int,
-    spare: int,
-    allow_tf32: bool,
-) -> tuple[Tensor, Tensor]:
-    """Lists (B, length) from products (B, N), and the positions within ``part`` (B,) of those left unclear."""
-    kept = min(length + spare, len(features))
-    values, candidates = products.masked_fill(excluded(part), -torch.inf).topk(kept, dim=1)  # (B, kept)
-    exact = (features[candidates].double() * features[part].double()[:, None, :]).sum(dim=2)  # (B, kept)
-    exact = exact.masked_fill(values == -torch.inf, -torch.inf)
-    similarities, ranks = sort_candidates(exact, candidates, length)
-    ranks = ranks.masked_fill(similarities == -torch.inf, -1)
-    if kept == len(features):
-        return ranks, part[:0]
-    last = values[:, -1]
-    unclear = (last + product_error(features, allow_tf32) >= similarities[:, -1]) & (last > -torch.inf)
-    return ranks, unclear.nonzero().flatten()
 
 
 def camera_aware_encoding(

@@ -36,6 +36,8 @@ def search_in_float64(
     """
     similarities = features.new_empty(len(images), length)
     ranks = torch.empty(len(images), length, dtype=torch.int64, device=features.device)
+    if not len(images):
+        return similarities, ranks
     a_row = 48 * min(COLUMNS, len(features)) + 64 * length + (0 if excluded is None else len(features))
     done = 0
     for part in images.split(max(1, memory_budget_mb * 2**20 // a_row)):

@@ -224,20 +224,24 @@ def _parts(features: np.ndarray, spans: Spans) -> np.ndarray:
     seeds = _busiest(spans)
     parts = np.full(len(features), -1)
     parts[seeds] = np.arange(len(seeds))
-    sums = list(features[seeds].astype(np.float64))
+    sums = features[seeds].astype(np.float64)  # a part each, and room for more
+    lengths = np.linalg.norm(sums, axis=1)
+    found = len(seeds)
     nearest = (features @ features[seeds].T).max(axis=1)
     others = np.flatnonzero(parts < 0)
     for row in others[np.argsort(-nearest[others], kind="stable")]:
-        matrix = np.stack(sums)
-        similarity = matrix @ features[row] / np.maximum(np.linalg.norm(matrix, axis=1), 1e-12)
+        similarity = sums[:found] @ features[row] / np.maximum(lengths[:found], 1e-12)
         taken = parts[spans.meets(row) & (parts >= 0)]
         similarity[taken] = -np.inf
         part = int(similarity.argmax())
         if similarity[part] == -np.inf:
-            part = len(sums)
-            sums.append(np.zeros_like(sums[0]))
+            part = found
+            found += 1
+            if found > len(sums):
+                sums, lengths = np.concatenate([sums, np.zeros_like(sums)]), np.concatenate([lengths, lengths])
         parts[row] = part
-        sums[part] = sums[part] + features[row]
+        sums[part] += features[row]
+        lengths[part : part + 1] = np.linalg.norm(sums[part : part + 1], axis=1)
     return parts
 
 

@@ -119,6 +119,13 @@ def _run_as_started(main_func: Callable, num_gpus: int, args: Sequence[Any]) -> 
             f"{processes} processes. Set LOCAL_WORLD_SIZE, or --num-gpus, to how many each machine has."
         )
     logger.info("Process %d of %d, started from outside: --num-gpus and --dist-url do not count", rank, world_size)
+    threads = usable_cores() // processes
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1" and threads > 1:
+        logger.info(
+            "OMP_NUM_THREADS is 1, which torchrun sets where it is not set: what is computed on the CPU, some "
+            "clusterings of the first process too, takes one core. OMP_NUM_THREADS=%d before torchrun shares all",
+            threads,
+        )
     worker = nccl_worker if device_in_use().type == "cuda" else gloo_worker
     worker(local_rank, main_func, world_size, processes, rank // processes, "env://", args)
 
@@ -131,6 +138,7 @@ def _process_group(
     comm = upstream("utils.comm")
     if backend == "gloo" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, usable_cores() // processes_per_machine))
+    done = False
     dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=world_size, timeout=TIMEOUT)
     try:
         comm.synchronize()
@@ -140,10 +148,14 @@ def _process_group(
                 comm._LOCAL_PROCESS_GROUP = group
         yield
         comm.synchronize()  # who ends closes its connections, while another may still read what it was sent
+        done = True
     finally:
         comm._LOCAL_PROCESS_GROUP = None
         comm._get_global_gloo_group.cache_clear()
-        leave_process_group()
+        # NCCL's group ends when all leave it: a rank that failed would wait for those that wait for it, instead of
+        # ending with its error, upon which its launcher ends the others.
+        if done or backend != "nccl":
+            leave_process_group()
 
 
 def leave_process_group() -> None:

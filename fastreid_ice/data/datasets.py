@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
@@ -107,6 +108,32 @@ def check_once(items: Sequence[Item], key: str) -> None:
                 "or a link is beside what it links to. Name one of the datasets, or take the link away."
             )
         seen.add(path)
+
+
+def check_same_everywhere(key: str, images: Iterable[tuple[str, Any]]) -> None:
+    """Compare what the processes of a run have listed: each takes its share of the images by their numbers.
+
+    Args:
+        key: the config key that names the datasets, for messages.
+        images: (file, camera) in order. Files are compared by their names: a folder may lie elsewhere on each machine.
+
+    Raises:
+        ValueError: in all processes, where they differ.
+
+    Note:
+        A collective.
+    """
+    if comm.get_world_size() == 1:
+        return
+    listed = [f"{os.path.basename(path)}\t{camera}" for path, camera in images]
+    digest = hashlib.sha256("\n".join(listed).encode(errors="surrogateescape")).hexdigest()
+    found = comm.all_gather((len(listed), digest))
+    if len(set(found)) > 1:
+        told = ", ".join(f"process {rank}: {count}" for rank, (count, _) in enumerate(found))
+        raise ValueError(
+            f"The processes find different images in {key} ({told}; names and cameras are compared). All machines of "
+            "a run need the same files."
+        )
 
 
 def load_training_set(cfg: CfgNode, name: str, key: str) -> ImageDataset:

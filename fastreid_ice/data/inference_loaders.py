@@ -18,7 +18,7 @@ from fastreid.utils import comm
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from fastreid_ice.data.datasets import TrainingImages, load_test_images
+from fastreid_ice.data.datasets import TrainingImages, check_same_everywhere, load_test_images
 from fastreid_ice.data.image_cache import ImageCache
 from fastreid_ice.data.readable_images import ReadableImages
 from fastreid_ice.data.views import keep_bytes
@@ -88,12 +88,15 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> tuple[Any, int]:
 
 def _test_images(cfg: CfgNode, name: str) -> KeptTestImages:
     kept = _KEPT.get()
+    if kept is not None and name in kept:
+        return kept[name]
+    dataset = load_test_images(cfg, name)
+    items = dataset.query + dataset.gallery
+    check_same_everywhere(f"{name} of DATASETS.TESTS", [(path, camera) for path, _, camera, *_ in items])
     if kept is None:
-        return KeptTestImages(load_test_images(cfg, name), None)
-    if name not in kept:
-        dataset = load_test_images(cfg, name)
-        paths = [path for path, *_ in dataset.query + dataset.gallery]
-        kept[name] = KeptTestImages(dataset, ImageCache(cfg, paths, list(InferenceSampler(len(paths)))))
+        return KeptTestImages(dataset, None)
+    paths = [path for path, *_ in items]
+    kept[name] = KeptTestImages(dataset, ImageCache(cfg, paths, list(InferenceSampler(len(paths)))))
     return kept[name]
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
+import torch
 from fastreid.config import CfgNode
 from fastreid.solver import build_optimizer as build_with_a_group_per_parameter
 from torch import nn
 from torch.optim import Optimizer
 
+# Those whose fused update is right with every torch: SGD's leaves its momentum as the memory was found where float16
+# skips the first step, and Adagrad's there was for the CPU first.
+FUSED = (torch.optim.Adam, torch.optim.AdamW)
 PER_GROUP = ("base_lrs", "_last_lr")  # what a schedule keeps per group
 
 
@@ -21,7 +24,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
 
     fastreid makes a group of every parameter and merges them only with ``ContiguousParams``, which does not work with
     torch 2. A group is one call of foreach or fused kernels. On the CPU torch goes from parameter to parameter either
-    way: the same numbers bit for bit. On a GPU the update is fused where the optimizer has that. Frozen layers
+    way: the same numbers bit for bit. On a GPU the update of Adam and AdamW is fused. Frozen layers
     (``MODEL.FREEZE_LAYERS``) have groups of their own, with ``freeze_status`` "freeze";
     :class:`fastreid_ice.engine.hooks.training.FrozenLayersHook` keeps them as they are.
 
@@ -49,9 +52,7 @@ def _merged(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _can_be_fused(optimizer: Optimizer) -> bool:
     on_gpu = all(parameter.device.type == "cuda" for group in optimizer.param_groups for parameter in group["params"])
-    # What fastreid makes of torch's class for freezing and clipping takes any arguments: ask torch's own.
-    own = next(kind for kind in type(optimizer).__mro__ if kind.__module__.startswith("torch.optim"))
-    return on_gpu and "fused" in inspect.signature(own).parameters
+    return on_gpu and isinstance(optimizer, FUSED)
 
 
 def adapt_checkpoint(checkpoint: dict[str, Any], optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:

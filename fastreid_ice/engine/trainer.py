@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LinearLR
 
 import fastreid_ice.modeling  # noqa: F401  (registers the ICE meta-architecture and its head)
-from fastreid_ice.data.datasets import load_test_images, load_training_images
+from fastreid_ice.data.datasets import check_same_everywhere, load_test_images, load_training_images
 from fastreid_ice.data.inference_loaders import KeptTestImages, build_test_loader, keeping_test_images
 from fastreid_ice.data.loaders import EpochLoader
 from fastreid_ice.data.source import load_source_images
@@ -247,7 +247,11 @@ class ICETrainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> EpochLoader:
         images = load_training_images(cfg)
-        return EpochLoader(cfg, images, load_source_images(cfg, images))
+        check_same_everywhere("DATASETS.NAMES", zip(images.paths, images.camids.tolist()))
+        source = load_source_images(cfg, images)
+        if source is not None:
+            check_same_everywhere("DATASETS.SOURCE", zip(source.paths, source.camids.tolist()))
+        return EpochLoader(cfg, images, source)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> tuple[Any, int]:

@@ -42,7 +42,8 @@ def largest_products(queries: Tensor, features: Tensor, k: int) -> tuple[Tensor,
         products (B, k) float32, largest first, and indices (B, k) int64.
     """
     device = features.device.index or 0
+    resources = _resources(device)  # before faiss.knn_gpu is looked up: it puts the one that takes tensors there
     with torch.cuda.device(device):  # faiss takes the stream of the current device
         return faiss.knn_gpu(
-            _resources(device), queries.contiguous(), features, k, metric=faiss.METRIC_INNER_PRODUCT, device=device
+            resources, queries.contiguous(), features, k, metric=faiss.METRIC_INNER_PRODUCT, device=device
         )

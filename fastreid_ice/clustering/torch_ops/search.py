@@ -13,6 +13,8 @@ from fastreid_ice.precision import products_in_tf32
 SPARE = 8
 TF32_SPARE = 32
 
+Candidates = tuple[Tensor, Tensor]  # products and images (B, kept) of B queries
+
 
 def nearest_neighbors(
     features: Tensor, length: int, rows: tuple[int, int], memory_budget_mb: int, allow_tf32: bool
@@ -55,32 +57,64 @@ def _search_chunk(
     A row is unclear where an image outside the candidates may, within the error of the product, belong into its
     list: when many images are equally near.
     """
-    values, candidates = _largest_products(queries, features, kept, allow_tf32)  # (B, kept)
+    found = _largest_products(queries, features, kept, allow_tf32)
+    return rank_candidates(queries, features, found, length, memory_budget_mb, allow_tf32)
+
+
+def rank_candidates(
+    queries: Tensor, features: Tensor, found: Candidates, length: int, memory_budget_mb: int, allow_tf32: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The first ``length`` of the candidates of each query, ordered by :func:`sort_candidates`.
+
+    Args:
+        queries: (B, D) float32 unit rows.
+        features: (N, D) float32 unit rows.
+        found: products and images (B, kept), largest first; minus infinity for an image that may not be in a list.
+        length: entries of a list, at most kept.
+        memory_budget_mb: bounds the scratch memory, in MiB.
+        allow_tf32: whether the products were made in TF32.
+
+    Returns:
+        similarities (B, length) float32, ranks (B, length) int64, and the numbers of the rows left unclear.
+    """
+    values, candidates = found
+    kept = candidates.shape[1]
     similarities = values.new_empty(len(queries), length, dtype=torch.float64)
     ranks = torch.empty_like(candidates[:, :length])
     part = max(1, memory_budget_mb * 2**20 // (24 * kept * features.shape[1]))
     for first in range(0, len(queries), part):
         rows = slice(first, first + part)
         products = features[candidates[rows]].double().mul_(queries[rows].double()[:, None, :])  # (b, kept, D)
-        similarities[rows], ranks[rows] = sort_candidates(products.sum(dim=2), candidates[rows], length)
+        exact = products.sum(dim=2).masked_fill_(values[rows] == -torch.inf, -torch.inf)
+        similarities[rows], ranks[rows] = sort_candidates(exact, candidates[rows], length)
     if kept == len(features):
         return similarities.float(), ranks, candidates.new_empty(0)
-    unclear = values[:, -1] + product_error(features, allow_tf32) >= similarities[:, -1]
+    last = values[:, -1]
+    unclear = (last + product_error(features, allow_tf32) >= similarities[:, -1]) & (last > -torch.inf)
     return similarities.float(), ranks, unclear.nonzero().flatten()
 
 
-def _largest_products(queries: Tensor, features: Tensor, count: int, allow_tf32: bool) -> tuple[Tensor, Tensor]:
+def _largest_products(queries: Tensor, features: Tensor, count: int, allow_tf32: bool) -> Candidates:
     """The largest products of each query and their images, in float32 or TF32; by faiss-gpu where it is there."""
     if not allow_tf32 and faiss_gpu.is_usable(features, count):
         return faiss_gpu.largest_products(queries, features, count)
-    values = queries.new_empty(len(queries), 0)
-    candidates = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    largest = no_candidates(queries)
     for first, columns in zip(range(0, len(features), COLUMNS), features.split(COLUMNS)):
-        found, images = (queries @ columns.t()).topk(min(count, len(columns)), dim=1)
-        values, candidates = torch.cat([values, found], dim=1), torch.cat([candidates, images + first], dim=1)
-        values, order = values.topk(min(count, values.shape[1]), dim=1)  # (B, at most count), largest first
-        candidates = candidates.gather(1, order)
-    return values, candidates
+        largest = with_columns(largest, queries @ columns.t(), first, count)
+    return largest
+
+
+def no_candidates(queries: Tensor) -> Candidates:
+    """Before the first of :func:`with_columns`."""
+    return queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+
+
+def with_columns(largest: Candidates, products: Tensor, first: int, count: int) -> Candidates:
+    """The ``count`` largest of those found and of the products (B, C) with the images from ``first`` on."""
+    values, images = products.topk(min(count, products.shape[1]), dim=1)
+    values, images = torch.cat([largest[0], values], dim=1), torch.cat([largest[1], images + first], dim=1)
+    values, order = values.topk(min(count, values.shape[1]), dim=1)  # (B, at most count), largest first
+    return values, images.gather(1, order)
 
 
 def product_error(features: Tensor, allow_tf32: bool) -> float:
