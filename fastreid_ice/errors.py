@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
+import signal
 import struct
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -114,6 +116,23 @@ def _last_message(text: str) -> str | None:
 def _names_below(kind: type) -> set[str]:
     children: list[type] = kind.__subclasses__()
     return {kind.__name__}.union(*(_names_below(child) for child in children))
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Let ``kill`` end the program as an error does, so that the trainings that it has started end with it."""
+
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # no other may say what a signal does
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

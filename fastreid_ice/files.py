@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,13 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = "training.lock"
 
 
 @contextmanager
@@ -139,6 +147,57 @@ def check_folder_for_output(folder: str | os.PathLike, option: str) -> None:
     """
     path = Path(folder).absolute()
     _check_writable(path, f"{option} {folder}", (path, *path.parents))
+
+
+class Claim:
+    """Holds a lock on a file until it is closed, forgotten, or the process ends.
+
+    Args:
+        path: of the file; made where it is missing, in a folder that is there.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+
+    def __init__(self, path: Path):
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                self.close()
+                raise BlockingIOError(error.errno, "locked", str(path)) from None
+
+    def close(self) -> None:
+        """Let others have it."""
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self.close()
+
+
+def claim_folder(folder: str | os.PathLike) -> Claim:
+    """Keep other processes from claiming a folder, until this one ends, however it ends.
+
+    Where the file system, or the operating system, has no locks, nothing is kept. A process may claim a folder again.
+
+    Args:
+        folder: made where it is missing; gets a file LOCK, which stays.
+
+    Raises:
+        RuntimeError: another process has it.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    try:
+        return Claim(Path(folder) / LOCK)
+    except BlockingIOError:
+        raise RuntimeError(
+            f"Another training is writing into {folder} (OUTPUT_DIR). Wait for its end, end it, or name another folder."
+        ) from None
 
 
 def check_outside(path: str | os.PathLike, folders: Iterable[str | os.PathLike], option: str) -> None:

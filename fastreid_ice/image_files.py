@@ -47,6 +47,23 @@ def find_images(folder: str | os.PathLike, extensions: Sequence[str] = IMAGE_EXT
     return sorted(names)
 
 
+def first_of_twins(paths: Sequence[str]) -> str | None:
+    """The first of the paths that is, links followed, a file that another before it is; None where there is none."""
+    seen: set[str] = set()
+    folders: dict[str, str] = {}  # and what they are, links followed
+    for given in paths:
+        folder, name = os.path.split(os.path.abspath(given))
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        path = os.path.join(folders[folder], name)
+        if os.path.islink(path):
+            path = os.path.realpath(path)
+        if path in seen:
+            return given
+        seen.add(path)
+    return None
+
+
 def _walk(folder: Path) -> Iterable[tuple[Path, list[str]]]:
     """Each folder below with its files; through links too, but never round in a circle."""
     above: dict[Path, tuple[str, ...]] = {folder: (os.path.realpath(folder),)}

@@ -147,7 +147,7 @@ def test_what_the_screen_shows(run, tmp_path, capsys):
 def test_without_data_the_comparison_is_on_noise_and_says_so(run, tmp_path, capsys):
     argv = ["--format", "torchscript", "--output", str(tmp_path), "DATASETS.NAMES", "()", "DATASETS.TESTS", "()"]
     main([str(run), *argv])
-    assert "noise: none of the run's datasets is here" in capsys.readouterr().out
+    assert "noise: none of the run's datasets can be read here" in capsys.readouterr().out
 
 
 def test_images_of_ones_own(run, tmp_path, tiny_dataset, capsys):

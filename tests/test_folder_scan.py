@@ -114,7 +114,10 @@ def test_paths_of_a_csv(folder, tmp_path):
             {"camera_from": "pattern", "pattern": "f2(?P<camera>.)"},
             "does not fit 2 of 4 images: cam10/t1/7_c10_f9.webp, cam2/t1/7_c2_f1.jpg",
         ),
-        ({"pattern": r"(?P<frame>c\d+)"}, "The frame of cam10/t1/7_c10_f9.webp is 'c10'; a whole number is needed"),
+        (
+            {"track_from": "folder", "pattern": r"(?P<frame>c\d+)"},
+            "The frame of cam10/t1/7_c10_f9.webp is 'c10'; a whole number is needed",
+        ),
         ({"csv": "nowhere.csv", "camera_from": "csv"}, "no csv file at .*nowhere.csv"),
     ],
 )
@@ -127,7 +130,8 @@ def test_mistakes(change, message, folder, tmp_path, monkeypatch):
 def test_a_frame_of_too_many_digits(tmp_path):
     draw(tmp_path / "20240131120000123456.png")
     with pytest.raises(ValueError, match="frame of 20240131120000123456.png is '20240131120000123456', more than"):
-        scan_folder(tmp_path, pattern="(?P<frame>[0-9]+)")
+        scan_folder(tmp_path, track_from="pattern", pattern="(?P<track>(?P<frame>[0-9]+))")
+    assert scan_folder(tmp_path, pattern="(?P<frame>[0-9]+)").frames is None  # of no track
     assert scan_folder(tmp_path, pattern="(?P<frame>[0-9]{18})[.]").frames.tolist() == [240131120000123456]
 
 
@@ -176,7 +180,23 @@ def test_images_outside_of_folders(folder):
 def test_mistakes_of_a_csv(rows, header, message, folder, tmp_path):
     csv = table(tmp_path / "list.csv", rows, header)
     with pytest.raises(ValueError, match=message):
-        scan_folder(folder, camera_from="csv", csv=csv)
+        scan_folder(folder, camera_from="csv", track_from="folder", csv=csv, with_scores=True)
+
+
+def test_numbers_of_a_table_with_gaps(folder, tmp_path):
+    """Gaps where nobody needs the numbers are no matter; whole numbers beside gaps are often written with a point."""
+    rows = [f"{name},1,{frame},{score}" for name, frame, score in zip(NAMES, ("12.0", "", "3", "4."), "1234")]
+    csv = table(tmp_path / "list.csv", rows, "path,camera,frame,score")
+    scan = scan_folder(folder, camera_from="csv", csv=csv)
+    assert scan.frames is None and scan.scores.tolist() == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="The frame of cam2/t1.* is ''; a whole number is needed .*list.csv"):
+        scan_folder(folder, camera_from="csv", track_from="folder", csv=csv)
+    filled = table(tmp_path / "filled.csv", [row.replace(",,", ",5,") for row in rows], "path,camera,frame,score")
+    assert scan_folder(folder, camera_from="csv", track_from="folder", csv=filled).frames.tolist() == [12, 5, 3, 4]
+    for bad in ("1.5", "nan"):
+        other = table(tmp_path / "bad.csv", [f"{name},1,{bad},{bad}" for name in NAMES], "path,camera,frame,score")
+        with pytest.raises(ValueError, match=f"The frame .* is '{bad}'"):
+            scan_folder(folder, camera_from="csv", track_from="folder", csv=other)
 
 
 def test_a_csv_in_another_encoding(folder, tmp_path):

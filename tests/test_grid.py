@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -213,6 +217,41 @@ def test_subprocesses(tmp_path):
     problem = train(bad, False)
     assert problem == f"exit code 1, ValueError: CLUSTERING.EPS is 7 ({bad.folder / 'console.txt'})"
     assert "--resume" not in json.loads((bad.folder / "called.json").read_text())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+def test_a_grid_that_is_killed_ends_its_training(tmp_path):
+    """Else the same command again would train beside it, into the same folder."""
+    (tmp_path / "child.py").write_text(
+        "import os, time\n"
+        f"open({str(tmp_path / 'pid.new')!r}, 'w').write(str(os.getpid()))\n"
+        f"os.rename({str(tmp_path / 'pid.new')!r}, {str(tmp_path / 'pid')!r})\n"
+        "time.sleep(300)\n"
+    )
+    (tmp_path / "grid.py").write_text(
+        "import sys\n"
+        "from fastreid_ice.cli import grid\n"
+        "from fastreid_ice.report.grid import subprocess_runner\n"
+        f"runner = subprocess_runner([sys.executable, {str(tmp_path / 'child.py')!r}])\n"
+        f"grid.main(['--config-file', 'ICE/demo.yml', '--output', {str(tmp_path / 'grid')!r}], runner=runner)\n"
+    )
+    killed = subprocess.Popen([sys.executable, str(tmp_path / "grid.py")], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        pid = _wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text())
+        killed.terminate()
+        assert killed.wait(60) == 128 + signal.SIGTERM
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+    finally:
+        killed.kill()
+
+
+def _wait_for(said, seconds=60):
+    end = time.monotonic() + seconds
+    while not (found := said()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
 
 
 def test_a_folder_belongs_to_one_config(tmp_path):

@@ -141,6 +141,22 @@ def test_after_epochs_and_over_a_resume():
     assert first["status"] == "running" and start()["hours"] == 0  # copies: none was changed
 
 
+def test_a_config_that_changes_on_the_way():
+    """Said of what a resumed run does otherwise; not of where it computes, nor of how long it is to go on."""
+
+    def resumed(earlier, **overrides):
+        return build_manifest(config(**overrides), BASE, seed=3, images=100, cameras=6, earlier=earlier)
+
+    first = {**start(CLUSTERING__EPS=0.6), "epochs_done": 5}
+    assert first["changed"] == []
+    free = {"SOLVER__MAX_EPOCH": 9, "DATALOADER__NUM_WORKERS": 1, "MODEL__WEIGHTS": "a.pth"}
+    assert resumed(first, CLUSTERING__EPS=0.6, **free)["changed"] == []
+    second = {**resumed(first, CLUSTERING__EPS=0.5), "epochs_done": 7}
+    assert second["changed"] == [{"until_epoch": 5, "before": {"CLUSTERING.EPS": 0.6}}]
+    third = resumed(second, CLUSTERING__EPS=0.5, CLUSTERING__MIN_SAMPLES=2)
+    assert third["changed"] == [*second["changed"], {"until_epoch": 7, "before": {"CLUSTERING.MIN_SAMPLES": 4}}]
+
+
 def test_status_is_one_of_three():
     with pytest.raises(ValueError, match="'done'; choose one of running, finished, interrupted"):
         update_manifest(start(), [], epochs_done=1, seconds=1, status="done")

@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -295,6 +296,19 @@ class TestCheckDataset:
         assert "the column camera of" in said and "add --camera-from csv" in said
         check_dataset.main([str(world / "by_camera"), "--camera-from", "folder"])
         assert "note:" not in capsys.readouterr().out
+
+    def test_a_link_beside_its_image_is_told(self, world, tmp_path, capsys):
+        """A training would end with an error; a copy is no matter."""
+        shutil.copytree(world / "by_camera", tmp_path / "crops")
+        image = next((tmp_path / "crops").rglob("*.jpg"))
+        shutil.copy(image, image.with_name("copy.jpg"))
+        check_dataset.main([str(tmp_path / "crops"), "--camera-from", "folder"])
+        assert "note:" not in capsys.readouterr().out
+        image.with_name("zlink.jpg").symlink_to(image)
+        check_dataset.main([str(tmp_path / "crops"), "--camera-from", "folder"])
+        assert re.search(
+            "note: .*zlink.jpg is, through a link, an image that is there already", capsys.readouterr().out
+        )
 
     def test_a_link_is_named_as_it_was_given(self, world, tmp_path):
         """Rows of the csv that name images through it are found again by the written config."""

@@ -25,7 +25,7 @@ from fastreid_ice.engine.resuming import (
     schedule_constants,
     set_aside_checkpoints,
 )
-from fastreid_ice.files import remove_leftovers, replacing
+from fastreid_ice.files import claim_folder, remove_leftovers, replacing
 from fastreid_ice.report.manifest import read_manifest
 from tests.conftest import ice_config
 
@@ -352,6 +352,63 @@ def test_a_resume_with_another_model_changes_nothing(unbroken, tmp_path, overrid
     assert {name: (run / name).read_bytes() for name in before if name != "config.yaml"} == {
         name: content for name, content in before.items() if name != "config.yaml"
     }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"SOLVER__ITERS_PER_EPOCH": 4}, "SOLVER.ITERS_PER_EPOCH is 4, but .*config.yaml has 2"),
+        ({"DATASETS__TESTS": ()}, "DATASETS.TESTS is .*scores of the epochs to come"),
+        ({"TEST__FLIP__ENABLED": True}, "TEST.FLIP.ENABLED is True, but .* has False: the scores"),
+    ],
+)
+def test_epochs_of_two_kinds_are_not_mixed(unbroken, tmp_path, overrides, said):
+    shutil.copytree(unbroken, tmp_path / "run")
+    with pytest.raises(ValueError, match=said):
+        changed(tmp_path / "run", **overrides).resume_or_load(resume=True)
+
+
+def test_a_key_that_changes_on_the_way_is_told(unbroken, tmp_path, caplog):
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    trainer = changed(run, SOLVER__MAX_EPOCH=4, MODEL__LOSSES__CROSS_CAMERA__SCALE=0.7)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    assert "MODEL.LOSSES.CROSS_CAMERA.SCALE changed behind epoch 3" in caplog.text
+    manifest = json.loads((run / "run.json").read_text())
+    assert manifest["changed"] == [{"until_epoch": 3, "before": {"MODEL.LOSSES.CROSS_CAMERA.SCALE": 0.5}}]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_folder_that_another_training_writes_into(unbroken, tmp_path):
+    """Until that ends, however it ends; the same process may begin anew."""
+    shutil.copytree(unbroken, tmp_path / "run")
+    trainer = changed(tmp_path / "run")
+    trainer.resume_or_load(resume=True)
+    changed(tmp_path / "run").resume_or_load(resume=True)
+    held = claim_folder(tmp_path / "run")
+
+    def refused():
+        with pytest.raises(RuntimeError, match=r"Another training is writing into .*run \(OUTPUT_DIR\)"):
+            claim_folder(tmp_path / "run")
+
+    def killed():
+        claim_folder(tmp_path / "other")
+        os._exit(9)
+
+    assert in_a_child(refused) == 0
+    held.close()
+    assert in_a_child(claim_folder, tmp_path / "run") == 0
+    assert in_a_child(killed) == 9
+    claim_folder(tmp_path / "other").close()
+
+
+def test_curves_of_another_run_are_moved_too(tmp_path):
+    (tmp_path / "model_final.pth").touch()
+    for name in ("events.out.tfevents.1.host.4711.0", f"events.out.tfevents.2.host.{os.getpid()}.0"):
+        (tmp_path / name).touch()
+    moved = set_aside_checkpoints(tmp_path)
+    assert sorted(path.name for path in moved.iterdir()) == ["events.out.tfevents.1.host.4711.0", "model_final.pth"]
 
 
 def test_weights_of_another_model_still_start_a_run(unbroken, tmp_path):

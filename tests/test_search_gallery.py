@@ -163,6 +163,43 @@ def test_unreadable_images_are_named_or_skipped(folder, model, tmp_path):
     assert len(SearchIndex.open(default_index_folder(folder))) == 3
 
 
+def test_an_image_that_cannot_be_read_loses_nothing(folder, model, tmp_path, monkeypatch):
+    (folder / "red.png").write_bytes(b"no image")  # the last by name
+    kept = []
+
+    def update():
+        index = SearchIndex.open(place) if place.exists() else SearchIndex()
+        update_index(index, folder, model.embed, batch=1, save=lambda: kept.append(index.paths) or index.save(place))
+
+    place = tmp_path / "index"
+    with pytest.raises(ValueError, match="red.png"):
+        update()
+    assert [sorted(paths) for paths in kept] == [["cam1/blue.PNG", "cam1/pink.png", "green.png"]]
+    model.read.clear()
+    draw(folder / "red.png", COLOURS["red.png"])
+    update()
+    assert model.read == ["red.png"] and len(kept[-1]) == 4
+
+
+def test_an_index_that_cannot_be_written(folder, model, tmp_path, monkeypatch):
+    """What is up to date needs no place to write."""
+
+    def refuse(place, option):
+        raise PermissionError(f"{option} {place} cannot be written")
+
+    open_gallery(model, folder)
+    model.read.clear()
+    monkeypatch.setattr(gallery, "check_folder_for_output", refuse)
+    assert len(open_gallery(model, folder)[0]) == 4
+    (folder / "green.png").unlink()
+    with pytest.raises(PermissionError, match=r"The search index \(--index\) in .* cannot be written"):
+        open_gallery(model, folder)
+    draw(folder / "new.png", (1, 2, 3))
+    with pytest.raises(PermissionError):
+        open_gallery(model, folder)
+    assert model.read == []
+
+
 def test_a_folder_of_unreadable_images(tmp_path, model):
     (tmp_path / "gallery").mkdir()
     (tmp_path / "gallery" / "a.jpg").write_text("torn")

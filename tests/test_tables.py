@@ -195,6 +195,20 @@ def test_a_seed_that_was_evaluated_by_itself_is_one_of_its_setting(tmp_path, cap
     assert "has seed 2 more than once" in caplog.text
 
 
+def test_a_run_whose_config_changed_on_the_way_is_no_seed_of_the_others(tmp_path):
+    write_run(tmp_path / "a", [row(1, 50.0)])
+    write_run(tmp_path / "b", [row(1, 60.0)], seed=2)
+    change(tmp_path / "b", changed=[{"until_epoch": 20, "before": {"CLUSTERING.EPS": 0.6}}])
+    found = {made.labels[0]: made.cells["Market1501"].scores["mAP"].mean for made in table(tmp_path).rows}
+    assert found == {"ICE": 50.0, "ICE, CLUSTERING.EPS 0.6 until epoch 20": 60.0}
+
+
+def test_no_score_of_the_start(tmp_path):
+    write_run(tmp_path / "a", [row(1, 50.0)])
+    with pytest.raises(ValueError, match=r"None .* score of the epochs start .*TEST.EVAL_START"):
+        table(tmp_path, epochs=("start",))
+
+
 def test_best_and_last_are_two_rows_whatever_their_folders_are_called(tmp_path):
     for test in ("DukeMTMC", "MSMT17"):
         for folder, checkpoint, score in (("x", "best", 50.0), ("y", "final", 40.0), ("z", "best", 52.0)):

@@ -74,6 +74,8 @@ WRONG_KEYS = [
     ({"DATALOADER.NUM_INSTANCE": 0}, ["DATALOADER.NUM_INSTANCE is 0"]),
     ({"DATALOADER.NUM_WORKERS": -1}, ["DATALOADER.NUM_WORKERS is -1"]),
     ({"INPUT.SIZE_TRAIN": "[0, 0]"}, ["INPUT.SIZE_TRAIN is [0, 0]", "[height, width]"]),
+    ({"INPUT.CROP.ENABLED": "True"}, ["INPUT.CROP.ENABLED is True", "must be False"]),
+    ({"SEED": str(2**32)}, ["SEED is 4294967296", "below 2**32"]),
     ({"INPUT.SIZE_TEST": "[128]"}, ["INPUT.SIZE_TEST is [128]", "[height, width]"]),
     ({"INPUT.REA.AREA": "[0.5, 0.1]"}, ["INPUT.REA.AREA", "[smallest, largest]"]),
     ({"CLUSTERING.EPS": 7.0}, ["CLUSTERING.EPS is 7.0", "between 0 and 1"]),

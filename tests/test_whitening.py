@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is imported)
 
 import pytest
@@ -108,6 +110,17 @@ def test_options_choose_the_encoder_for_features_and_weights(run, tmp_path):
     ]
     whiten.main([str(run), "--output", str(tmp_path / "out"), "--opts", *options])
     assert load_config(tmp_path / "out" / "config.yaml").MODEL.ICE.EVAL_ENCODER == "online"
+
+
+def test_an_eps_of_its_own_stays(run, tmp_path):
+    """Whatever clusters the new weights next does so with the eps by which they were whitened, not with EPS_END."""
+    falling = tmp_path / "falling"
+    shutil.copytree(run, falling)
+    cfg = load_config(run / "config.yaml", ["CLUSTERING.EPS_END", 0.3])
+    (falling / "config.yaml").write_text(cfg.dump())
+    whiten.main([str(falling), "--output", str(tmp_path / "out"), "--opts", *ONE_CLUSTER_AT_LEAST])
+    written = load_config(tmp_path / "out" / "config.yaml").CLUSTERING
+    assert written.EPS_END == 0 and written.EPS == float(dict(zip(*[iter(ONE_CLUSTER_AT_LEAST)] * 2))["CLUSTERING.EPS"])
 
 
 def test_clusters_of_one_image_are_refused(run):

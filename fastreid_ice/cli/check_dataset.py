@@ -14,6 +14,7 @@ from fastreid_ice.data.folder_summary import Sources, config_text, describe, for
 from fastreid_ice.data.folder_table import columns
 from fastreid_ice.errors import told_in_one_line
 from fastreid_ice.files import check_folder_for_output, check_output, check_outside, printable, write_text
+from fastreid_ice.image_files import first_of_twins
 from fastreid_ice.model_zoo import get_config_file
 from fastreid_ice.report.dataset_sheet import dataset_sheet
 
@@ -53,8 +54,8 @@ def run(args: Namespace) -> FolderReport:
     name = args.write_config.stem if args.write_config is not None else "own"
     base = "own_cpu" if args.cpu else "own" if scan.tracks is None else "own_tracks"
     config = config_text(scan, report, sources, get_config_file(f"ICE/{base}.yml"), f"logs/{name}", args.cpu)
-    for note in _unused(sources):
-        sys.stdout.write(f"note: {note}\n")
+    for note in [*_unused(sources), *_twins(scan)]:
+        sys.stdout.write(f"note: {printable(note)}\n")
     sys.stdout.write(f"{text}\n\n## Config\n\n```yaml\n{config}```\n")
     if args.output is not None:
         _draw(scan, report, args.output / SHEET)
@@ -78,6 +79,14 @@ def _unused(sources: Sources) -> list[str]:
         if what in header and source not in ("csv", "pattern"):
             said.append(f"the column {what} of {sources.csv} is not used: add --{what}-from csv")
     return said
+
+
+def _twins(scan: FolderScan) -> list[str]:
+    """That a training will not take a link beside what it links to."""
+    twin = first_of_twins(scan.paths)
+    if twin is None:
+        return []
+    return [f"{twin} is, through a link, an image that is there already: a training refuses it. Take the link away"]
 
 
 def _check_config_file(path: Path, force: bool) -> None:

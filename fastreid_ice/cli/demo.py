@@ -24,7 +24,7 @@ from fastreid_ice.config_files import load_config
 from fastreid_ice.cores import usable_cores
 from fastreid_ice.data.datasets import load_training_images
 from fastreid_ice.engine.resuming import RUN_FILES
-from fastreid_ice.errors import told_in_one_line
+from fastreid_ice.errors import ending_on_sigterm, told_in_one_line
 from fastreid_ice.model_zoo import get_config_file
 from fastreid_ice.report.contact_sheet import contact_sheet
 from fastreid_ice.report.curves import training_curves
@@ -147,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    with told_in_one_line(args.debug):
+    with told_in_one_line(args.debug), ending_on_sigterm():
         sys.stdout.write(run(args.output_dir, args.opts))
 
 

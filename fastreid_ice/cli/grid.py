@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastreid_ice.errors import told_in_one_line
+from fastreid_ice.errors import ending_on_sigterm, told_in_one_line
 from fastreid_ice.model_zoo import config_files, get_grid_file, grid_files
 from fastreid_ice.report.grid import (
     Runner,
@@ -101,7 +101,7 @@ def say(line: str) -> None:
 def main(argv: Sequence[str] | None = None, runner: Runner | None = None) -> None:
     args = parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    with told_in_one_line(args.debug):
+    with told_in_one_line(args.debug), ending_on_sigterm():
         states = grid(args, runner)
         if args.status:
             return

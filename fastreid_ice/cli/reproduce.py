@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fastreid_ice.cli.grid import say, training_runner
 from fastreid_ice.config_files import load_config
-from fastreid_ice.errors import closest, told_in_one_line
+from fastreid_ice.errors import closest, ending_on_sigterm, told_in_one_line
 from fastreid_ice.model_zoo import get_config_file
 from fastreid_ice.modeling.arithmetic import training_flops
 from fastreid_ice.report.grid import (
@@ -142,7 +142,7 @@ def _check(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None, runner: Runner | None = None) -> None:
     args = parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    with told_in_one_line(args.debug):
+    with told_in_one_line(args.debug), ending_on_sigterm():
         if args.plan:
             say(plan(args))
             return

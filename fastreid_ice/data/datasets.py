@@ -27,6 +27,7 @@ import fastreid_ice.data.market_parts  # noqa: F401  (registers Market1501Valida
 from fastreid_ice.clustering import Tracks, check_tracks
 from fastreid_ice.data.numbering import number_names
 from fastreid_ice.errors import look_up
+from fastreid_ice.image_files import first_of_twins
 from fastreid_ice.synthetic import SceneDifficulty, render_synthetic_reid
 
 logger = logging.getLogger(__name__)
@@ -93,21 +94,12 @@ def load_training_images(cfg: CfgNode) -> TrainingImages:
 
 def check_once(items: Sequence[Item], key: str) -> None:
     """Raise ValueError where an image is there twice: its twin would be its nearest neighbour in every clustering."""
-    seen: set[str] = set()
-    folders: dict[str, str] = {}  # and what they are, links followed
-    for item in items:
-        folder, name = os.path.split(os.path.abspath(str(item[0])))
-        if folder not in folders:
-            folders[folder] = os.path.realpath(folder)
-        path = os.path.join(folders[folder], name)
-        if os.path.islink(path):
-            path = os.path.realpath(path)
-        if path in seen:
-            raise ValueError(
-                f"{key} has {item[0]} twice: two of the datasets share images, as Market1501 and Market1501Half do, "
-                "or a link is beside what it links to. Name one of the datasets, or take the link away."
-            )
-        seen.add(path)
+    twice = first_of_twins([str(item[0]) for item in items])
+    if twice is not None:
+        raise ValueError(
+            f"{key} has {twice} twice: two of the datasets share images, as Market1501 and Market1501Half do, "
+            "or a link is beside what it links to. Name one of the datasets, or take the link away."
+        )
 
 
 def check_same_everywhere(key: str, images: Iterable[tuple[str, Any]]) -> None:

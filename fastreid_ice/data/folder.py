@@ -96,7 +96,8 @@ def scan_training_images(node: CfgNode) -> FolderScan:
     Raises:
         ValueError, FileNotFoundError, NotADirectoryError: a key that is missing or does not fit the files.
     """
-    scan = _scan(node, "PATH", node.PATTERN, node.CSV, node.CAMERA_FROM, node.IDENTITY_FROM, node.TRACK_FROM)
+    sources = (node.CAMERA_FROM, node.IDENTITY_FROM, node.TRACK_FROM)
+    scan = _scan(node, "PATH", node.PATTERN, node.CSV, *sources, with_scores=node.MIN_SCORE > 0)
     if node.MIN_SCORE <= 0:
         return scan
     if scan.scores is None:
@@ -147,7 +148,14 @@ def _scan_labelled(node: CfgNode, part: str) -> FolderScan:
 
 
 def _scan(
-    node: CfgNode, part: str, pattern: str, csv: str, camera_from: str, identity_from: str, track_from: str
+    node: CfgNode,
+    part: str,
+    pattern: str,
+    csv: str,
+    camera_from: str,
+    identity_from: str,
+    track_from: str,
+    with_scores: bool = False,
 ) -> FolderScan:
     path = node[part]
     if not path:
@@ -160,6 +168,7 @@ def _scan(
             track_from=track_from,
             pattern=pattern or None,
             csv=Path(csv).expanduser() if csv else None,
+            with_scores=with_scores,
             skip_unreadable=node.SKIP_UNREADABLE,
         )
     except (ValueError, OSError) as error:

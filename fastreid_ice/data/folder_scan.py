@@ -6,6 +6,7 @@ Needs numpy and Pillow only.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -90,6 +91,7 @@ def scan_folder(
     track_from: str = "none",
     pattern: str | None = None,
     csv: str | os.PathLike | None = None,
+    with_scores: bool = False,
     extensions: Sequence[str] = IMAGE_EXTENSIONS,
     verify: bool = True,
     skip_unreadable: bool = False,
@@ -100,7 +102,8 @@ def scan_folder(
     "folder" means for the camera the first folder below ``path``, for identity and track the folder that holds the
     image. "pattern" searches the regular expression in the image's name relative to ``path`` for its named groups
     ``camera``, ``identity``, ``track``. "csv" looks into the columns of these names. Frame and score come from the
-    pattern's groups or else the csv's columns ``frame`` and ``score``, if they are there.
+    pattern's groups or else the csv's columns ``frame`` and ``score``, if they are there; they must be numbers where
+    there are tracks, or ``with_scores``.
 
     Args:
         path: folder of images, at any depth.
@@ -110,6 +113,7 @@ def scan_folder(
         pattern: regular expression with named groups, such as ``(?P<camera>c[0-9]+)_(?P<frame>[0-9]+)``.
         csv: file with the header ``path`` and any of ``camera, identity, track, frame, score``; its paths are
             relative to ``path`` or to its own folder, or absolute.
+        with_scores: the scores of the detections are needed.
         extensions: endings of the images.
         verify: decode every image; about a second per 3,000 images of 128 x 64 and processor.
         skip_unreadable: leave out images that cannot be decoded, else they are an error.
@@ -140,8 +144,8 @@ def scan_folder(
         camera_names=found.get("camera"),
         identity_names=found.get("identity"),
         track_names=found.get("track"),
-        frames=_numbers(found, "frame", names, np.int64, "whole number"),
-        scores=_numbers(found, "score", names, np.float64, "number"),
+        frames=_numbers(found, "frame", names, np.int64, csv, needed=track_from != "none"),
+        scores=_numbers(found, "score", names, np.float64, csv, needed=with_scores),
         skipped=tuple((str(folder / name), why) for name, why in skipped),
     )
 
@@ -220,23 +224,49 @@ def _from_folders(names: Sequence[str], what: str, folder: Path, sources: Mappin
 
 
 def _numbers(
-    found: Mapping[str, Sequence[str]], what: str, names: Sequence[str], dtype: type, needed: str
+    found: Mapping[str, Sequence[str]],
+    what: str,
+    names: Sequence[str],
+    dtype: type,
+    csv: str | os.PathLike | None,
+    needed: bool,
 ) -> np.ndarray | None:
-    """The texts as numbers, (N,), or None where there are none."""
+    """The texts as numbers, (N,), or None where there are none, or where nobody needs them and one is no number."""
     if what not in found:
         return None
+    number, kind = (_whole, "whole number") if dtype is np.int64 else (_finite, "number")
     values = []
     for name, text in zip(names, found[what]):
         try:
-            values.append(int(text) if dtype is np.int64 else float(text))
+            values.append(number(text))
         except ValueError:
-            raise ValueError(f"The {what} of {name} is {text!r}; a {needed} is needed.") from None
+            if not needed:
+                return None
+            where = f" ({csv}, or the pattern)" if csv is not None else ""
+            raise ValueError(f"The {what} of {name} is {text!r}; a {kind} is needed{where}.") from None
         if abs(values[-1]) > LARGEST:
+            if not needed:
+                return None
             raise ValueError(
                 f"The {what} of {name} is {text!r}, more than {LARGEST}: take fewer of its digits, such as "
                 f"(?P<{what}>[0-9]{{18}}) for the last 18 of a pattern that ends with them."
             )
     return np.array(values, dtype=dtype)
+
+
+def _whole(text: str) -> int:
+    """12 of "12", and of "12.0", as a table with gaps is often written."""
+    whole, point, rest = text.strip().partition(".")
+    if point and rest.strip("0"):
+        raise ValueError
+    return int(whole)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
 
 
 def count_names(names: Sequence[str]) -> dict[str, int]:

@@ -65,6 +65,8 @@ MODEL_RULES: dict[str, Rule] = {
     "MODEL.PIXEL_MEAN": (lambda value: len(value) == 3, "three numbers"),
     "MODEL.PIXEL_STD": (lambda value: len(value) == 3 and min(value) > 0, "three numbers above 0"),
     "INPUT.SIZE_TEST": _SIZE,
+    "INPUT.CROP.ENABLED": (lambda value: not value, "False: exports, search and reports know whole images only"),
+    "SEED": (lambda value: value < 2**32, "below 2**32; below 0 draws one"),
     "SOLVER.AMP.DTYPE": _one_of(tuple(AMP_DTYPES)),
 }
 TEST_RULES: dict[str, Rule] = {

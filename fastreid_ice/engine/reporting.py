@@ -119,10 +119,10 @@ def collect(
 
 @contextmanager
 def _noting(notes: dict[str, str], *parts: str) -> Iterator[None]:
-    """Note of each of these parts, and log, that a file is not there."""
+    """Note of each of these parts, and log, that a file is not there, or is not to be read by this user."""
     try:
         yield
-    except FileNotFoundError as error:
+    except OSError as error:
         message = one_line(error)
         logger.warning("Without %s: %s", " and ".join(parts), message)
         notes.update(dict.fromkeys(parts, message))

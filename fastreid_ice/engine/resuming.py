@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from fastreid_ice.config_files import read_settings
 from fastreid_ice.errors import UnreadableCheckpointError, one_line
-from fastreid_ice.report.derived import is_of_a_training
-from fastreid_ice.report.manifest import FILE_NAME, SET_ASIDE, flatten, known_manifest
+from fastreid_ice.report.derived import is_of_a_training, scored_otherwise
+from fastreid_ice.report.manifest import FILE_NAME, SET_ASIDE, flatten, known_manifest, plain_config
 from fastreid_ice.report.run_files import CLUSTERS_FILE, CONFIG_FILE, PAGE_FILE, RECORDS_FILE
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,9 @@ def resumable_checkpoints(folder: str | Path) -> list[Path]:
 
 
 def set_aside_checkpoints(folder: str | Path) -> Path | None:
-    """Move the checkpoints of a run before into a folder of their own, with its config and results; an evaluation too.
+    """Move the checkpoints of a run before into a folder of their own, with config, results and curves.
+
+    An evaluation's files too.
 
     A new run in the same folder could be killed before its first checkpoint; to resume would then go on with the old
     run. And the old run's best epoch could pass for the new one's.
@@ -101,7 +104,9 @@ def set_aside_checkpoints(folder: str | Path) -> Path | None:
         number += 1
     target = folder / f"{SET_ASIDE}_{number}"
     target.mkdir()
-    for path in [folder / LAST_CHECKPOINT, *checkpoints, *(folder / name for name in _DESCRIPTIONS)]:
+    own = f".{os.getpid()}."  # in the name of the file that this process has opened
+    events = [path for path in folder.glob("events.out.tfevents.*") if own not in path.name]
+    for path in [folder / LAST_CHECKPOINT, *checkpoints, *(folder / name for name in _DESCRIPTIONS), *events]:
         if path.is_file():
             path.rename(target / path.name)
     return target
@@ -138,7 +143,8 @@ def check_same_run(cfg: CfgNode) -> None:
     Logs a warning where CLUSTERING.EPS would jump, because its way to CLUSTERING.EPS_END is as long as the run.
 
     Raises:
-        ValueError: a key of the model, or of what the optimizer's state holds, has another value.
+        ValueError: a key of the model, of what the optimizer's state holds, of an epoch's length or of how it is scored
+            has another value.
     """
     path = Path(cfg.OUTPUT_DIR) / CONFIG_FILE
     try:
@@ -153,6 +159,7 @@ def check_same_run(cfg: CfgNode) -> None:
                 f"{key} is {now[key]!r}, but {path} has {before[key]!r}: {what}. Set it back, or start a new run in "
                 "another OUTPUT_DIR (MODEL.WEIGHTS its checkpoint)."
             )
+    _check_epochs_alike(path, before, now)
     epochs = "SOLVER.MAX_EPOCH"
     if cfg.CLUSTERING.EPS_END and before.get(epochs, now[epochs]) != now[epochs]:
         logger.warning(
@@ -163,6 +170,25 @@ def check_same_run(cfg: CfgNode) -> None:
             now[epochs],
             cfg.CLUSTERING.EPS,
             cfg.CLUSTERING.EPS_END,
+        )
+
+
+def _check_epochs_alike(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ValueError where the epochs to come would be of another length, or scored otherwise, than those before."""
+    length, tests = "SOLVER.ITERS_PER_EPOCH", "DATASETS.TESTS"
+    if before.get(length, now[length]) != now[length]:
+        raise ValueError(
+            f"{length} is {now[length]}, but {path} has {before[length]}, and the epochs that are done are counted in "
+            "it. Set it back, or start a new run in another OUTPUT_DIR (MODEL.WEIGHTS its checkpoint)."
+        )
+    others = [tests] * (list(before.get(tests, now[tests])) != list(now[tests]))
+    others += [key for key in scored_otherwise(plain_config(before), plain_config(now)) if key in before]
+    if others:
+        key = others[0]
+        raise ValueError(
+            f"{key} is {now[key]!r}, but {path} has {before[key]!r}: the scores of the epochs to come would not be "
+            "made as those of the epochs before. Set it back, and score a checkpoint apart (--eval-only, with another "
+            "OUTPUT_DIR)."
         )
 
 

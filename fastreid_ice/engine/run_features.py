@@ -70,10 +70,7 @@ def extract_run(
         FileNotFoundError: no run, or its images are gone.
         ValueError: a checkpoint or key that does not fit.
     """
-    named = [str(key) for key in opts[::2]]
-    if "CLUSTERING.EPS" in named and "CLUSTERING.EPS_END" not in named:
-        opts = [*opts, "CLUSTERING.EPS_END", 0.0]  # the run's would be in force at its end
-    trained = load_trained_model(run, opts=opts)
+    trained = load_trained_model(run, opts=with_own_eps(opts))
     config = clustering_config(trained.cfg, seed=0)
     if check_config is not None:
         check_config(config)
@@ -83,6 +80,13 @@ def extract_run(
     logger.info("Extracting the features of %d images with %s", len(images), trained.checkpoint)
     features = FeatureExtractor(len(images))(trained.model, build_feature_loader(trained.cfg, images))
     return RunFeatures(features.cpu(), images, trained.cfg, trained.checkpoint)
+
+
+def with_own_eps(opts: Sequence[Any]) -> list[Any]:
+    """KEY, VALUE, ..., with CLUSTERING.EPS_END off where they name a CLUSTERING.EPS: a run's would be in force."""
+    named = [str(key) for key in opts[::2]]
+    own = "CLUSTERING.EPS" in named and "CLUSTERING.EPS_END" not in named
+    return [*opts, *["CLUSTERING.EPS_END", 0.0] * own]
 
 
 def run_labels(found: RunFeatures, clusters: Path | None = None) -> Tensor:

@@ -54,7 +54,7 @@ from fastreid_ice.engine.source import SourceClasses
 from fastreid_ice.engine.step import TrainingStep
 from fastreid_ice.errors import UnreadableCheckpointError
 from fastreid_ice.evaluation.evaluator import ICEReidEvaluator
-from fastreid_ice.files import remove_leftovers
+from fastreid_ice.files import Claim, claim_folder, remove_leftovers
 from fastreid_ice.modeling.meta_arch import AMP_DTYPES
 
 logger = logging.getLogger(__name__)
@@ -85,6 +85,7 @@ class ICETrainer(DefaultTrainer):
         self.training_step = self._trainer = self._build_step(cfg)
         self._test_images: dict[str, KeptTestImages] | None = {} if is_evaluated_again(cfg) else None
         self._resuming = False
+        self._claim: Claim | None = None  # of OUTPUT_DIR
         self.checkpointer._load_file = self._read_checkpoint
         self.checkpointer.checkpointables["ice"] = self.run_state
         if self.grad_scaler is not None:
@@ -122,6 +123,7 @@ class ICETrainer(DefaultTrainer):
             FileNotFoundError, ValueError: there are checkpoints to resume from, but none can be read.
         """
         if comm.is_main_process():
+            self._claim = claim_folder(self.cfg.OUTPUT_DIR)
             remove_leftovers(self.cfg.OUTPUT_DIR, RUN_FILES)
         if resume and self._resume():
             return
@@ -164,6 +166,13 @@ class ICETrainer(DefaultTrainer):
         Returns:
             Scores in percent, in the main process; None without ``DATASETS.TESTS``.
         """
+        try:
+            return self._train()
+        finally:
+            if self._claim is not None:
+                self._claim.close()
+
+    def _train(self) -> dict | None:
         if self.start_epoch >= self.max_epoch:
             falls = self.cfg.SOLVER.SCHED == "CosineAnnealingLR"  # planned to its end when the run began
             advice = "" if falls else " Raise SOLVER.MAX_EPOCH to go on."

@@ -26,7 +26,7 @@ from fastreid_ice.clustering.within_class import whitening, within_class_covaria
 from fastreid_ice.config_files import BASE_CONFIG, load_config
 from fastreid_ice.engine.checkpoints import TrainedModel, load_trained_model
 from fastreid_ice.engine.configure import write_config
-from fastreid_ice.engine.run_features import RunFeatures
+from fastreid_ice.engine.run_features import RunFeatures, with_own_eps
 from fastreid_ice.files import replacing
 from fastreid_ice.modeling import ICE
 from fastreid_ice.report.derived import derived_manifest
@@ -95,7 +95,8 @@ def whiten_model(
     for either in (model, whitened):  # compared in float32
         either.eval_dtype = None
     _check_same(trained, whitened, matrix)
-    cfg = load_config(found.checkpoint.parent / CONFIG_FILE, opts)  # with device and start weights as they were
+    # with device and start weights as they were
+    cfg = load_config(found.checkpoint.parent / CONFIG_FILE, with_own_eps(opts))
     cfg.MODEL.HEADS.EMBEDDING_DIM = len(matrix)
     details = ["given clusters"] if given_clusters else []
     for key, value in zip(opts[::2], opts[1::2]):

@@ -16,6 +16,7 @@ from fastreid.data.transforms import build_transforms
 from torch import Tensor
 
 from fastreid_ice.data.datasets import load_test_images, load_training_images
+from fastreid_ice.errors import one_line
 from fastreid_ice.image_files import find_images
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def check_images(cfg: CfgNode, given: str | Path | Sequence[str | Path] | None =
         return _read(cfg, test, f"test images of {', '.join(cfg.DATASETS.TESTS)}")
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(COUNT, 3, *cfg.INPUT.SIZE_TEST, generator=generator) * 255
-    return CheckImages(pixels, "noise: none of the run's datasets is here; name images with --images")
+    return CheckImages(pixels, "noise: none of the run's datasets can be read here; name images with --images")
 
 
 def _given_paths(given: Sequence[str | Path]) -> list[str]:
@@ -79,8 +80,8 @@ def _given_paths(given: Sequence[str | Path]) -> list[str]:
 def _training_paths(cfg: CfgNode) -> list[str]:
     try:
         return list(load_training_images(cfg).paths) if cfg.DATASETS.NAMES else []
-    except (FileNotFoundError, ValueError) as error:
-        logger.info("No training images to compare on: %s", error)
+    except (OSError, ValueError) as error:
+        logger.warning("No training images to compare on: %s", one_line(error))
         return []
 
 
@@ -89,8 +90,8 @@ def _test_paths(cfg: CfgNode) -> list[str]:
     for name in cfg.DATASETS.TESTS:
         try:
             paths += [str(item[0]) for item in load_test_images(cfg, name).query]
-        except (FileNotFoundError, ValueError) as error:
-            logger.info("No test images to compare on: %s", error)
+        except (OSError, ValueError) as error:
+            logger.warning("No test images to compare on: %s", one_line(error))
     return paths
 
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fastreid_ice.report.axes import COLOURS, save_figure, style_axes
+from fastreid_ice.report.wording import percent
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def _histogram(axes: Axes, values: np.ndarray, title: str, unit: str) -> None:
 
 def _purity(axes: Axes, purity: np.ndarray) -> None:
     axes.hist(100 * purity, bins=list(range(0, 101, 5)), color=COLOURS[2], rwidth=0.88)
-    _style(axes, f"Purity: {(purity == 1).mean():.0%} of the clusters are pure", "% of the most frequent identity")
+    _style(axes, f"Purity: {percent((purity == 1).mean())} of the clusters are pure", "% of the most frequent identity")
 
 
 def _style(axes: Axes, title: str, unit: str) -> None:

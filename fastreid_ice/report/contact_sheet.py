@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fastreid_ice.files import replacing
 from fastreid_ice.image_files import as_rgb
 from fastreid_ice.report.marks import draw_cross
-from fastreid_ice.report.wording import count
+from fastreid_ice.report.wording import count, percent
 
 logger = logging.getLogger(__name__)
 
@@ -244,7 +244,7 @@ def _draw_caption(draw: ImageDraw.ImageDraw, top: int, row: Row, identities: np.
     lines = [count(len(row.members), "image")]
     if row.wrong is not None and identities is not None:
         lines.append(count(len(set(identities[row.members].tolist())), "identity", "identities"))
-        lines.append(f"{1 - row.wrong / len(row.members):.0%} pure")
+        lines.append(f"{percent(1 - row.wrong / len(row.members))} pure")
     draw.text((GAP, top + 8), title, fill=INK, font=ImageFont.load_default(17))
     for number, line in enumerate(lines):
         draw.text((GAP, top + 34 + 19 * number), line, fill=FAINT, font=ImageFont.load_default(14))

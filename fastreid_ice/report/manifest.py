@@ -51,6 +51,27 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "hours": (int, float),
     "device": str,
 }
+# Keys on which the numbers do not depend, and the seed.
+WITHOUT_EFFECT = {
+    "SEED",
+    "OUTPUT_DIR",
+    "CUDNN_BENCHMARK",
+    "MODEL.DEVICE",
+    "DATALOADER.NUM_WORKERS",
+    "DATALOADER.CACHE",
+    "DATALOADER.CACHE_DIR",
+    "CLUSTERING.BACKEND",
+    "CLUSTERING.MEMORY_BUDGET_MB",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.CHECKPOINT_KEEP",
+    "TEST.IMS_PER_BATCH",
+    "TEST.EVAL_START",
+    "TEST.ROC.ENABLED",
+    "REPORT.ENABLED",
+    "REPORT.PICTURES",
+}
+# What a resumed run does not look at, or may go beyond.
+_NOT_RESUMED = {"MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAIN", "MODEL.BACKBONE.PRETRAIN_PATH", "SOLVER.MAX_EPOCH"}
 SET_ASIDE = "earlier_run"  # with a number: where a new run moves what it finds of another one in its folder
 _PATH_KEY = re.compile(r"(^|[._])(PATH|DIR|ROOT|WEIGHTS|FILE|CSV|QUERY|GALLERY|MODEL_CONFIG)$")
 _PATTERN_KEY = re.compile(r"(^|_)PATTERN$")  # a pattern may begin with a backslash, and is no path
@@ -84,7 +105,8 @@ def build_manifest(
         gpus: names of the accelerators in use.
         threads: that compute (``torch.get_num_threads()``); as many as the process may use unless given.
         name: of the method, for tables; :func:`method_name` unless given.
-        earlier: manifest of the run that this one goes on with: its hours and epochs count.
+        earlier: manifest of the run that this one goes on with: its hours and epochs count, and where its config was
+            another, "changed" says so: a list of {"until_epoch": how many were done, "before": {key: value}}.
 
     Returns:
         Plain values only (dict, list, str, int, float, bool, None), as json holds them.
@@ -117,11 +139,24 @@ def build_manifest(
         "differences": differences(config, base),
         "config": config,
         "digests": digests(cfg),
+        "changed": [] if earlier is None else _changes(earlier, config),
     }
     for key in ("epochs_done", "steps_done", "hours", "clusters", "outliers", "scores"):
         if earlier is not None and key in earlier:
             manifest[key] = earlier[key]
     return manifest
+
+
+def _changes(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Those of the run before, and what differs from it now."""
+    flat = flatten(config)
+    before = {
+        key: value
+        for key, value in flatten(earlier["config"]).items()
+        if key not in WITHOUT_EFFECT | _NOT_RESUMED and flat.get(key, value) != value
+    }
+    known = list(earlier.get("changed") or [])
+    return [*known, {"until_epoch": earlier["epochs_done"], "before": before}] if before else known
 
 
 def update_manifest(
@@ -298,8 +333,9 @@ def digests(cfg: Mapping[str, Any]) -> dict[str, str]:
         if not isinstance(value, str) or not value:
             continue
         name = key.rsplit(".", 1)[-1]
-        if _is_path(name, value) and os.path.isfile(value):
-            found[key] = sha256(value)[:8]
+        path = os.path.expanduser(value)  # as who opens it does
+        if _is_path(name, value) and os.path.isfile(path):
+            found[key] = sha256(path)[:8]
         elif _plain(value, name) != value:
             found[key] = hashlib.sha256(os.fsencode(value)).hexdigest()[:8]
     return found

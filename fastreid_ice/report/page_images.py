@@ -13,7 +13,7 @@ from fastreid_ice.report.contact_sheet import OUTLIER, Row, choose_rows
 from fastreid_ice.report.page_charts import single
 from fastreid_ice.report.page_data import RankingExample, ReportData
 from fastreid_ice.report.page_html import Pictures, chart, number, paragraph, safe, table
-from fastreid_ice.report.wording import count
+from fastreid_ice.report.wording import count, percent
 
 MOST_MIXED = 8  # clusters, and identities, shown in the sections of mistakes
 MOST_OUTLIERS = 24
@@ -209,7 +209,7 @@ def _cluster(data: ReportData, pictures: Pictures, row: Row) -> str:
     facts = [count(len(row.members), "image")]
     if row.wrong is not None and data.identities is not None:
         facts.append(count(len(np.unique(data.identities[row.members])), "identity", "identities"))
-        facts.append(f"{1 - row.wrong / len(row.members):.0%} pure")
+        facts.append(f"{percent(1 - row.wrong / len(row.members))} pure")
     if data.cameras is not None:
         facts.append(_cameras(data, row.members))
     shots = pictures.strip(_shot(data, pictures, int(index), row.majority) for index in row.shown)

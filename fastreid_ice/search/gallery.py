@@ -49,6 +49,7 @@ def update_index(
     batch: int = 256,
     skip_unreadable: bool = False,
     save: Callable[[], None] | None = None,
+    before: Callable[[], None] | None = None,
 ) -> GalleryUpdate:
     """Bring an index up to date with a folder: only new and changed images are read, those that are gone are removed.
 
@@ -61,8 +62,9 @@ def update_index(
         extensions: endings of the images.
         batch: number of images that ``embed`` gets at a time.
         skip_unreadable: leave out images that cannot be read, else they are an error.
-        save: called at the end if anything has changed, and after every 20,000 images, so that an interruption does
-            not lose all. None does not save.
+        save: called at the end if anything has changed, after every 20,000 images, and before an error or an
+            interruption goes on, so that no image is extracted twice. None does not save.
+        before: called before the extraction if anything has changed, to refuse a place that cannot be written.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
@@ -87,6 +89,8 @@ def update_index(
     removed = tuple(sorted(known.keys() - states.keys()))
     index.remove(removed)
     wanted = [name for name in names if known.get(name) != states[name]]
+    if before is not None and (wanted or removed):
+        before()
     skipped = _extract(index, wanted, states, embed, batch, skip_unreadable, save)
     refused = {name for name, _ in skipped}
     index.remove(refused & known.keys())  # the file has changed into something that cannot be read
@@ -121,11 +125,17 @@ def _extract(
         good: list[str] = []
         features: list[np.ndarray] = []
         part = names[first : first + SAVE_EVERY]
-        for start in range(0, len(part), batch):
-            rows, read, bad = _embed_readable(index.root, part[start : start + batch], embed, skip_unreadable)
-            features += [rows] if read else []
-            good += read
-            skipped += bad
+        try:
+            for start in range(0, len(part), batch):
+                rows, read, bad = _embed_readable(index.root, part[start : start + batch], embed, skip_unreadable)
+                features += [rows] if read else []
+                good += read
+                skipped += bad
+        except BaseException:  # an image that cannot be read, or the keyboard: the next call goes on from there
+            if good and save is not None:
+                index.add(np.concatenate(features), good, [states[name] for name in good])
+                save()
+            raise
         if good:
             index.add(np.concatenate(features), good, [states[name] for name in good])
         if len(names) > SAVE_EVERY:
@@ -198,8 +208,7 @@ def open_gallery(
     """
     place = default_index_folder(gallery) if index_folder is None else Path(index_folder)
     fingerprint = Fingerprint(model.sha256, (model.input_size[0], model.input_size[1]))
-    check_place(place)  # before the work, not when it is to be written
-    check_folder_for_output(place.absolute().parent, "The search index (--index) in")
+    check_place(place)
     if (place / HEADER).exists():
         index = SearchIndex.open(place, fingerprint)
         if kind not in ("auto", index.kind):
@@ -209,7 +218,14 @@ def open_gallery(
             )
     else:
         index = SearchIndex(fingerprint, kind=kind)
-    update = update_index(index, gallery, model.embed, skip_unreadable=skip_unreadable, save=lambda: index.save(place))
+    update = update_index(
+        index,
+        gallery,
+        model.embed,
+        skip_unreadable=skip_unreadable,
+        save=lambda: index.save(place),
+        before=lambda: check_folder_for_output(place.absolute().parent, "The search index (--index) in"),
+    )
     logger.info("Search index %s: %d images; %s.", printable(place), len(index), update)
     return index, update
 

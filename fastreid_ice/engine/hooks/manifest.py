@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from fastreid_ice.data.datasets import TrainingImages
 from fastreid_ice.engine.hooks.checkpointing import RunState
 from fastreid_ice.engine.hooks.recorder import EpochRecorder
 from fastreid_ice.report.manifest import FILE_NAME, build_manifest, known_manifest, update_manifest, write_manifest
+
+logger = logging.getLogger(__name__)
 
 
 class ManifestHook(HookBase):
@@ -40,6 +43,7 @@ class ManifestHook(HookBase):
     def before_train(self) -> None:
         cfg, images = self._cfg, self._images
         self._epochs_done = self.trainer.start_epoch
+        earlier = self._earlier()
         self._manifest = build_manifest(
             cfg,
             load_config(BASE_CONFIG),
@@ -50,8 +54,15 @@ class ManifestHook(HookBase):
             processes=comm.get_world_size(),
             gpus=_gpu_names(cfg),
             threads=torch.get_num_threads(),
-            earlier=self._earlier(),
+            earlier=earlier,
         )
+        changed = self._manifest["changed"]
+        if earlier is not None and len(changed) > len(earlier.get("changed") or []):
+            logger.warning(
+                "%s changed behind epoch %d: run.json says so, and tables keep this run apart from others",
+                " and ".join(changed[-1]["before"]),
+                changed[-1]["until_epoch"],
+            )
         self._since = time.monotonic()
         self._write("running")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Union
 
 from fastreid_ice.report.derived import BEST
-from fastreid_ice.report.manifest import flatten
+from fastreid_ice.report.manifest import WITHOUT_EFFECT, flatten
 from fastreid_ice.report.records import best_record, last_record, score_key, start_record
 from fastreid_ice.report.tables.model import (
     ALL_EPOCHS,
@@ -31,25 +31,6 @@ from fastreid_ice.report.tables.model import (
 
 logger = logging.getLogger(__name__)
 
-# Keys on which the numbers do not depend, beside the seed.
-IGNORED = {
-    "SEED",
-    "OUTPUT_DIR",
-    "CUDNN_BENCHMARK",
-    "MODEL.DEVICE",
-    "DATALOADER.NUM_WORKERS",
-    "DATALOADER.CACHE",
-    "DATALOADER.CACHE_DIR",
-    "CLUSTERING.BACKEND",
-    "CLUSTERING.MEMORY_BUDGET_MB",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.CHECKPOINT_KEEP",
-    "TEST.IMS_PER_BATCH",
-    "TEST.EVAL_START",
-    "TEST.ROC.ENABLED",
-    "REPORT.ENABLED",
-    "REPORT.PICTURES",
-}
 # They are the columns of the table, or said as "trained on".
 _DATA_KEYS = {"DATASETS.NAMES", "DATASETS.TESTS"}
 _TRAINING_SETS = {"MSMT17TrainVal": "MSMT17"}  # training sets that are named otherwise than their test set
@@ -72,7 +53,7 @@ class Group:
     backbone: str
     test: str
     source: str  # what it was trained on, where that is not the test set's training set
-    state: str  # of unfinished runs
+    state: str  # of runs that are unfinished, or whose config was changed on the way
     setting: str
     config: Mapping[str, Any]
     runs: list[Run] = field(default_factory=list)
@@ -92,7 +73,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     groups: dict[tuple[str, ...], Group] = {}
     for run in runs:
         flat = flatten(run.manifest["config"])
-        config = {key: value for key, value in flat.items() if key not in IGNORED | _DATA_KEYS}
+        config = {key: value for key, value in flat.items() if key not in WITHOUT_EFFECT | _DATA_KEYS}
         for key, digest in (run.manifest.get("digests") or {}).items():
             if key in config:  # of a path the manifest has the last component: two files may be of one name
                 config[key] = f"{config[key]} ({digest})"
@@ -129,9 +110,13 @@ def _source(train: Sequence[str], test: str) -> str:
 
 
 def _state(run: Run) -> str:
-    if run.finished:
-        return ""
-    return f"unfinished, epoch {run.manifest['epochs_done']} of {run.manifest['epochs']}"
+    """What sets a run apart from those that were trained from their beginning to their end with one config."""
+    done, epochs = run.manifest["epochs_done"], run.manifest["epochs"]
+    parts = [] if run.finished else [f"unfinished, epoch {done} of {epochs}"]
+    for change in run.manifest.get("changed") or []:
+        values = ", ".join(f"{key} {format_value(value)}" for key, value in change["before"].items())
+        parts.append(f"{values} until epoch {change['until_epoch']}")
+    return "; ".join(parts)
 
 
 def _setting(config: Mapping[str, Any]) -> str:
@@ -215,7 +200,7 @@ def build_table(
         epochs: which of ``ALL_EPOCHS`` get a row; "start" only where a run has evaluated it.
 
     Raises:
-        ValueError: nothing to show, or an ablation of runs that do not differ.
+        ValueError: nothing to show, no score of these epochs, or an ablation of runs that do not differ.
     """
     if ablation and published:
         raise ValueError("An ablation compares runs of our own: leave --published away")
@@ -228,7 +213,13 @@ def build_table(
     if not groups and not kept:
         raise ValueError("There is nothing to show: give the folders of runs, or --published")
     columns, labelled = _ablation(groups) if ablation else _methods(groups)
-    return Table(columns, sorted_datasets(tests), _rows(columns, labelled, epochs), kept, grouped=not ablation)
+    rows = _rows(columns, labelled, epochs)
+    if not rows and not kept:
+        raise ValueError(
+            f"None of the runs has a score of the epochs {', '.join(epochs)} (--epochs): the start is scored with "
+            "TEST.EVAL_START True only."
+        )
+    return Table(columns, sorted_datasets(tests), rows, kept, grouped=not ablation)
 
 
 def _methods(groups: Sequence[Group]) -> tuple[tuple[str, ...], list[tuple[Labels, Group]]]:
