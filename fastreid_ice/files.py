@@ -1,4 +1,4 @@
-"""Files: written so that a reader never sees half of one, refused before the work begins, told apart by a digest."""
+"""Files: no reader sees half of one; refused before the work begins; told apart by digests. And claims of folders."""
 
 from __future__ import annotations
 
