@@ -41,8 +41,9 @@ def evaluate(folder: Path, output: Path, *options: object, weights: str = "model
 
 def rows(*folders: Path, epoch: str = "last") -> dict[str, float]:
     """mAP by the method's title in a table of the runs."""
+    runs = read_runs(folders, unfinished=True)
     try:
-        table = build_table(read_runs(folders, unfinished=True), epochs=[epoch])
+        table = build_table(runs, epochs=[epoch])
     except ValueError as error:
         assert "None of the runs has a score of the epochs" in str(error)
         return {}
