@@ -5,10 +5,10 @@
         -dt market1501 --data-dir DATA --logs-dir LOGS --height 128 --width 64 -j 1 --alpha 0.99 \\
         --epochs 10 --iters 100 --warmup-step 0 --eval-step 5 --seed 1
 
-Behind ``--`` come the program's own arguments; DATA holds ``market1501/Market-1501-v15.09.15``. Its data pipeline,
-sampler, losses, clustering, memory and evaluation are untouched. What is replaced while it runs: its network by the
-config's (OSNet x0.25 with fastreid's bottleneck, as in ``market_cpu.yml``), ``cuda`` by nothing, the pixels of padding,
-and faiss's search on a GPU by the one on the CPU.
+Behind ``--`` come the program's own arguments; DATA/market1501 holds ``bounding_box_train``, ``query`` and
+``bounding_box_test``. Its data pipeline, sampler, losses, clustering, memory and evaluation are untouched. What is
+replaced while it runs: its network by the config's (OSNet x0.25 with fastreid's bottleneck, as in ``market_cpu.yml``),
+``cuda`` by nothing, the pixels of padding, and faiss's search on a GPU by the one on the CPU.
 """
 
 from __future__ import annotations
