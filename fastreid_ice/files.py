@@ -29,9 +29,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary name beside ``path`` that takes its place when the block ends without an error.
 
     The temporary name ends as ``path`` does, since writers choose the format by it. When the block fails, an older
-    file at ``path`` stays as it was and the temporary one is removed. A missing folder is made.
+    file at ``path`` stays as it was and the temporary one is removed. A missing folder is made. Where ``path`` is a
+    link, the file that it leads to is replaced.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path) if os.path.islink(path) else path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
     try:
@@ -46,7 +47,8 @@ def printable(path: str | os.PathLike) -> str:
     return os.fsencode(path).decode("utf-8", errors="backslashreplace")
 
 
-_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.(?P<name>.+)")
+# The temporary names of this package: eight hexadecimal digits before the final one.
+TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.(?P<name>.+)")
 
 
 def remove_leftovers(folder: str | os.PathLike, patterns: Iterable[str], older_than: float = 0.0) -> list[Path]:
@@ -65,7 +67,7 @@ def remove_leftovers(folder: str | os.PathLike, patterns: Iterable[str], older_t
     patterns = tuple(patterns)
     removed = []
     for path in Path(folder).glob(".*"):
-        matched = _TEMPORARY.fullmatch(path.name)
+        matched = TEMPORARY.fullmatch(path.name)
         if not matched or not any(fnmatchcase(matched["name"], pattern) for pattern in patterns):
             continue
         try:
@@ -113,6 +115,30 @@ def sha256(path: str | os.PathLike) -> str:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def walk_folders(folder: Path) -> Iterable[tuple[Path, list[str]]]:
+    """A folder and each one below with its files; through links too, but never round in a circle, nor into hidden ones.
+
+    Raises:
+        OSError: one of them cannot be read.
+    """
+    above: dict[Path, tuple[str, ...]] = {folder: (os.path.realpath(folder),)}
+    for name, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
+        path = Path(name)
+        parents = above.pop(path)
+        entered = []
+        for sub in folders:
+            real = os.path.realpath(path / sub)
+            if not sub.startswith(".") and real not in parents:
+                above[path / sub] = (*parents, real)
+                entered.append(sub)
+        folders[:] = entered
+        yield path, files
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def check_output(path: str | os.PathLike, endings: Collection[str] = ()) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from fastreid_ice.cores import usable_cores
+from fastreid_ice.files import walk_folders
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp")
 
@@ -39,7 +40,7 @@ def find_images(folder: str | os.PathLike, extensions: Sequence[str] = IMAGE_EXT
         raise NotADirectoryError(f"{folder} is a file; a folder of images is needed.")
     endings = tuple("." + extension.lower().lstrip(".") for extension in extensions)
     names = []
-    for path, files in _walk(folder):
+    for path, files in walk_folders(folder):
         prefix = "" if path == folder else path.relative_to(folder).as_posix() + "/"
         names += [prefix + file for file in files if file.lower().endswith(endings) and not file.startswith(".")]
     if not names:
@@ -62,26 +63,6 @@ def first_of_twins(paths: Sequence[str]) -> str | None:
             return given
         seen.add(path)
     return None
-
-
-def _walk(folder: Path) -> Iterable[tuple[Path, list[str]]]:
-    """Each folder below with its files; through links too, but never round in a circle."""
-    above: dict[Path, tuple[str, ...]] = {folder: (os.path.realpath(folder),)}
-    for name, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
-        path = Path(name)
-        parents = above.pop(path)
-        entered = []
-        for sub in folders:
-            real = os.path.realpath(path / sub)
-            if not sub.startswith(".") and real not in parents:
-                above[path / sub] = (*parents, real)
-                entered.append(sub)
-        folders[:] = entered
-        yield path, files
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def as_rgb(opened: Image.Image) -> Image.Image:

@@ -161,6 +161,19 @@ def test_scores_are_those_of_the_run_or_none(run, tmp_path):
     assert "METRIC" not in (tmp_path / "other" / CONFIG).read_text()  # stock fastreid could not rank by it
 
 
+def test_reranked_scores_are_called_so(run, tmp_path):
+    for name in ("model_final.pth", "results.json", "run.json"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    config = (run / "config.yaml").read_text()
+    assert config.count("  RERANK:\n    ENABLED: false\n") == 1
+    (tmp_path / "config.yaml").write_text(
+        config.replace("  RERANK:\n    ENABLED: false\n", "  RERANK:\n    ENABLED: true\n")
+    )
+    result = export_model(tmp_path, output=tmp_path / "zoo")
+    assert result.table_row.startswith("| [ICE(osnet_x0_25), re-ranked](")
+    assert json.loads((tmp_path / "zoo" / f"{NAME}.json").read_text())["protocol"] == "re-ranked"
+
+
 def test_a_row_names_a_test_set_that_is_not_the_training_sets(run, tmp_path):
     for name in ("model_final.pth", "config.yaml"):
         (tmp_path / name).write_bytes((run / name).read_bytes())

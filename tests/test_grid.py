@@ -75,6 +75,11 @@ def test_every_combination_and_the_seeds_of_one_setting_in_a_row(tmp_path):
     assert [run.name for run in expand({}, [7], tmp_path, CONFIG)] == ["SEED-7"]
 
 
+def test_names_in_any_script_stay_apart(tmp_path):
+    runs = expand_rows({"基线": {}, "无相机": {}, "a_b": {}}, [1], tmp_path, CONFIG)
+    assert [run.name for run in runs] == ["基线_SEED-1", "无相机_SEED-1", "a+b_SEED-1"]
+
+
 def test_long_names_are_cut_and_stay_apart(tmp_path):
     runs = expand({"A.B": ["x" * 300 + "1", "x" * 300 + "2"]}, [1], tmp_path, CONFIG)
     assert len({run.name for run in runs}) == 2 and all(len(run.name) < 200 for run in runs)

@@ -14,6 +14,7 @@ from fastreid_ice.report.grid import GridRun
 from fastreid_ice.report.reproduction import compare, published_row
 from tests.conftest import ice_config
 from tests.test_manifest import row, write_run
+from tests.test_tables import change
 
 
 def trained(mean_ap: float, rank1: float):
@@ -23,7 +24,8 @@ def trained(mean_ap: float, rank1: float):
         better = run.seed - 1
         dataset = ("DukeMTMC",) if "duke" in run.folder.parent.name else ("Market1501",)
         rows = [row(1, mean_ap + better, rank1 + better), row(2, 20.0)]
-        write_run(run.folder, rows, seed=run.seed, DATASETS__NAMES=dataset, DATASETS__TESTS=dataset)
+        keys = {"DATASETS__USE_CAMERAS": "agnostic" not in run.folder.parent.name}
+        write_run(run.folder, rows, seed=run.seed, DATASETS__NAMES=dataset, DATASETS__TESTS=dataset, **keys)
         return ""
 
     return train
@@ -162,6 +164,20 @@ def test_a_run_without_the_test_set_is_named(tmp_path):
     folder = write_run(tmp_path / "run", DATASETS__TESTS=("MSMT17",))
     with pytest.raises(ValueError, match="run was never evaluated on Market1501"):
         compare("ICE", "Market1501", [folder], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "changed", "said"),
+    [
+        ({"MODEL__BACKBONE__WITH_IBN": True}, [], "of ResNet-50-IBN"),
+        ({"CLUSTERING__METHOD": "ground_truth"}, [], "trained as true labels"),
+        ({}, [{"until_epoch": 1, "before": {"CLUSTERING.EPS": 0.6}}], "resumed with other keys"),
+    ],
+)
+def test_another_model_or_method_reproduces_nothing(tmp_path, keys, changed, said):
+    folder = write_run(tmp_path / "run", [row(1, 90.0, 95.0)], **keys)
+    change(folder, changed=changed)
+    assert compare("ICE", "Market1501", [folder], 1.0).verdict == f"not comparable: {said}"
 
 
 def test_nothing_was_published_for_another_backbone():

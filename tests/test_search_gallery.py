@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,45 @@ def test_an_index_that_cannot_be_written(folder, model, tmp_path, monkeypatch):
     with pytest.raises(PermissionError):
         open_gallery(model, folder)
     assert model.read == []
+
+
+def test_an_index_behind_a_link(folder, model, tmp_path):
+    (tmp_path / "store").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "store" / "index")  # leads nowhere yet
+    open_gallery(model, folder, link)
+    (folder / "green.png").unlink()
+    open_gallery(model, folder, link)
+    assert link.is_symlink() and len(SearchIndex.open(tmp_path / "store" / "index").paths) == 3
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["index"]
+
+
+def test_a_mount_point_is_refused_before_the_work(folder, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(tmp_path / "disk"))
+    (tmp_path / "disk").mkdir()
+    with pytest.raises(ValueError, match=r"where a disk is mounted.*--index .*disk/index"):
+        open_gallery(model, folder, tmp_path / "disk")
+    assert model.read == []
+    open_gallery(model, folder, tmp_path / "disk" / "index")
+
+
+def test_what_a_killed_writer_left_is_removed_a_day_later(folder, model, tmp_path):
+    def leave(name, content, age):
+        path = tmp_path / name
+        path.mkdir()
+        (path / content).write_text("half")
+        for each in (path / content, path):
+            os.utime(each, (time.time() - age, time.time() - age))
+        return path
+
+    old = leave(".0123abcd.gallery.search_index", "index.faiss", 90_000)
+    kept = [
+        leave(".0123abce.gallery.search_index", "index.faiss", 60),  # may be at work
+        leave(".0123abcf.gallery.search_index", "notes.txt", 90_000),  # somebody else's
+        leave(".0123abcd.other.search_index", "index.faiss", 90_000),
+    ]
+    open_gallery(model, folder)
+    assert not old.exists() and all(path.exists() for path in kept)
 
 
 def test_a_folder_of_unreadable_images(tmp_path, model):

@@ -199,8 +199,18 @@ def test_a_run_whose_config_changed_on_the_way_is_no_seed_of_the_others(tmp_path
     write_run(tmp_path / "a", [row(1, 50.0)])
     write_run(tmp_path / "b", [row(1, 60.0)], seed=2)
     change(tmp_path / "b", changed=[{"until_epoch": 20, "before": {"CLUSTERING.EPS": 0.6}}])
-    found = {made.labels[0]: made.cells["Market1501"].scores["mAP"].mean for made in table(tmp_path).rows}
+    made = table(tmp_path)
+    found = {row.labels[0]: row.cells["Market1501"].scores["mAP"].mean for row in made.rows}
     assert found == {"ICE": 50.0, "ICE, CLUSTERING.EPS 0.6 until epoch 20": 60.0}
+    assert all(row.finished for row in made.rows) and not made.marks  # finished, but not ranked beside the others
+
+
+def test_runs_behind_a_link_are_found(tmp_path):
+    write_run(tmp_path / "elsewhere" / "a", [row(1, 50.0)])
+    write_run(tmp_path / "logs" / "b", [row(1, 60.0)], seed=2)
+    (tmp_path / "logs" / "a").symlink_to(tmp_path / "elsewhere" / "a")
+    (tmp_path / "logs" / "b" / "round").symlink_to(tmp_path / "logs")
+    assert [made.cells["Market1501"].scores["mAP"].mean for made in table(tmp_path / "logs").rows] == [55.0, 55.0]
 
 
 def test_no_score_of_the_start(tmp_path):

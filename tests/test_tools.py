@@ -74,6 +74,26 @@ def test_demo_shares_the_cores(monkeypatch, cores, asked, threads):
     assert demo.threads_each() == threads
 
 
+def test_a_second_demo_leaves_the_first_alone(tmp_path, capsys, monkeypatch):
+    def claimed(folder):
+        raise RuntimeError(f"Another training is writing into {folder}")
+
+    monkeypatch.setattr(demo, "claim_folder", claimed)
+    folder = tmp_path / "ice"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("of the first")
+    with pytest.raises(SystemExit):
+        demo.main(["--output-dir", str(tmp_path)])
+    assert "Another training is writing into" in capsys.readouterr().err
+    assert (folder / "config.yaml").read_text() == "of the first"
+
+
+def test_demo_refuses_what_it_sets_itself(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        demo.main(["--output-dir", str(tmp_path), "OUTPUT_DIR", "x"])
+    assert "OUTPUT_DIR is set by the demo itself" in capsys.readouterr().err
+
+
 def test_demo_names_what_failed(tmp_path, capsys):
     opts = [
         str(item) for item in small_options({**SMALL, "MODEL.ICE.IMPORTS": ("tests.tiny",), "CLUSTERING.EPS": 0.01})

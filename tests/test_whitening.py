@@ -66,6 +66,12 @@ def test_it_is_exported_as_any_other(tmp_path):
     assert list((tmp_path / "zoo").glob("*.pth"))
 
 
+def test_its_export_is_not_called_the_runs(whitened, tmp_path):
+    for name, words in ((None, "ice_whitened"), ("mine", "mine")):
+        result = export_model(whitened, format="torchscript", output=tmp_path / "out", name=name)
+        assert words in result.files[0].name and ("whitened" in result.files[0].name) == (name is None)
+
+
 def test_clusters_of_a_file_are_taken(run, tmp_path):
     assert bool((read_clusters(run / "clusters.csv")["labels"] >= 0).any())
     arguments = [str(run), "--output", str(tmp_path / "out"), "--clusters", str(run / "clusters.csv")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -63,7 +64,8 @@ def run(args: Namespace) -> FolderReport:
         sys.stdout.write(f"\nWrote {args.output / REPORT} and {args.output / SHEET}, which shows the images.\n")
     if args.write_config is not None:
         write_text(args.write_config, config)
-        sys.stdout.write(f"\nWrote {args.write_config}. Train: tools/train_net.py --config-file {args.write_config}\n")
+        named = shlex.quote(str(args.write_config))
+        sys.stdout.write(f"\nWrote {args.write_config}. Train: tools/train_net.py --config-file {named}\n")
     return report
 
 

@@ -25,6 +25,7 @@ from fastreid_ice.cores import usable_cores
 from fastreid_ice.data.datasets import load_training_images
 from fastreid_ice.engine.resuming import RUN_FILES
 from fastreid_ice.errors import ending_on_sigterm, told_in_one_line
+from fastreid_ice.files import claim_folder
 from fastreid_ice.model_zoo import get_config_file
 from fastreid_ice.report.contact_sheet import contact_sheet
 from fastreid_ice.report.curves import training_curves
@@ -68,7 +69,7 @@ class Training:
 
 def start(name: str, folder: Path, opts: Sequence[str]) -> Training:
     """Start a training with half of the cores; one that is in the folder already is replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
+    claim_folder(folder).close()  # one that another demo is training in is not touched
     for pattern in RUN_FILES:
         for old in folder.glob(pattern):
             old.unlink()
@@ -152,7 +153,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(output_dir: Path, opts: Sequence[str] = ()) -> str:
-    """Train twice, draw, and return the table and where the pictures are."""
+    """Train twice, draw, and return the table and where the pictures are.
+
+    Raises:
+        ValueError: OUTPUT_DIR among the options.
+        RuntimeError: another training is writing into one of the folders, or a training has failed.
+    """
+    if "OUTPUT_DIR" in opts[::2]:
+        raise ValueError("OUTPUT_DIR is set by the demo itself, for each of its trainings: see --output-dir")
     cfg = load_config(get_config_file(CONFIG), opts)
     load_training_images(cfg)  # the dataset is rendered on first use: once, not by both at the same time
     trainings = [start(name, output_dir / folder, [*keys, *opts]) for folder, name, keys in TRAININGS]

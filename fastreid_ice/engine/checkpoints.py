@@ -20,7 +20,7 @@ from fastreid.utils.file_io import PathManager
 from torch import nn
 
 import fastreid_ice.modeling  # noqa: F401  (registers the ICE meta-architecture and its head)
-from fastreid_ice.config_files import load_config
+from fastreid_ice.config_files import load_config, locate
 from fastreid_ice.engine.checks import check_model
 from fastreid_ice.errors import DAMAGED, UnreadableCheckpointError, one_line
 from fastreid_ice.report.run_files import CONFIG_FILE
@@ -89,7 +89,7 @@ def load_trained_model(
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"The device is {device}, but torch {torch.__version__} finds no GPU; take cpu")
     checkpoint = find_checkpoint(run)
-    config = Path(config_file) if config_file is not None else checkpoint.parent / CONFIG_FILE
+    config = locate(config_file) if config_file is not None else checkpoint.parent / CONFIG_FILE
     if not config.is_file():
         raise FileNotFoundError(f"There is no config {config}; name that of {checkpoint} with --config-file")
     cfg = load_config(config, opts)

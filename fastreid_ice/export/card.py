@@ -12,9 +12,10 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from fastreid_ice.report.derived import BEST, scored_otherwise
-from fastreid_ice.report.manifest import FILE_NAME, plain_config, versions
+from fastreid_ice.report.manifest import FILE_NAME, flatten, plain_config, versions
 from fastreid_ice.report.records import SCORES, best_record, last_record, score_key
 from fastreid_ice.report.run_files import CLUSTERS_FILE, RECORDS_FILE, read_clusters
+from fastreid_ice.report.tables.build import protocol
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +64,19 @@ def model_card(
         "images": manifest.get("images", _count_images(folder / CLUSTERS_FILE)),
         "clusters": _last_clusters(manifest, rows),
         "metrics": scores,
+        "protocol": protocol(flatten(evaluated)),
         "versions": {"training": manifest.get("versions"), "export": versions()},
         "hours": manifest.get("hours"),
         "machine": manifest.get("machine"),
         "ice_config": plain_config(own_config),
     }
+
+
+def derived_name(folder: Path) -> str | None:
+    """The method of weights that were derived from a run's, such as "ICE, whitened"; None for a run's own."""
+    manifest = _read_json(folder / FILE_NAME, dict)
+    name = manifest.get("name")
+    return name if "derived_from" in manifest and isinstance(name, str) else None
 
 
 def metrics(

@@ -21,6 +21,7 @@ from fastreid_ice.config_files import IMPORTS, load_config, read_overrides
 from fastreid_ice.engine.checkpoints import TrainedModel, load_trained_model
 from fastreid_ice.errors import closest
 from fastreid_ice.export import onnx_format, safetensors_format, torchscript_format
+from fastreid_ice.export.card import derived_name
 from fastreid_ice.export.comparison import expected_embeddings, max_difference, require_equal
 from fastreid_ice.export.description import as_properties, describe, for_boxmot
 from fastreid_ice.export.encoder import Embedder, check_input_form, stock_encoder, to_input_form
@@ -86,7 +87,8 @@ def export_model(
         images: folder or files for the comparison; default images of the run's datasets.
         opset: ONNX's; default 17.
         name: of the method, for the files and the table; default "ice", or what
-            :func:`fastreid_ice.export.naming.method_name` finds.
+            :func:`fastreid_ice.export.naming.method_name` finds, and for weights that were derived from a run's what
+            their manifest says, such as "ICE, whitened".
         opts: KEY, VALUE, ... on top of the config. Where they change what scores depend on, the files have none of
             what is exported.
 
@@ -103,21 +105,24 @@ def export_model(
     form = input_form or "normalized"
     imports = [text for pair in read_overrides(opts) if pair[0] == IMPORTS for text in pair]
     evaluated = load_config(config, imports)
-    job = Job(trained, load_config(config, opts), evaluated, shown, form, not raw_output, opset, name)
+    named = name or derived_name(trained.checkpoint.parent)
+    job = Job(trained, load_config(config, opts), evaluated, shown, form, not raw_output, opset, named)
+    output = Path(output).expanduser()
     with staged(output) as folder:
         difference, notes, row = FORMATS[format].write(folder, job)
         require_equal(difference, shown.source)
         names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-        notes = [*notes, *_other_method(job), *_replaced(Path(output), folder, names)]
-    files = tuple(Path(output) / name for name in names)
+        other = _other_method(job.cfg) if name is None else []
+        notes = [*notes, *other, *_replaced(output, folder, names)]
+    files = tuple(output / name for name in names)
     logger.info("Exported %s: largest difference from torch %.2g on %s", files[0], difference, shown.source)
     for note in notes:
         logger.warning("%s", note)
     return ExportResult(files, difference, shown.source, tuple(notes), row)
 
 
-def _other_method(job: Job) -> list[str]:
-    others = own_losses(job.cfg) if job.name is None else []
+def _other_method(cfg: CfgNode) -> list[str]:
+    others = own_losses(cfg)
     if not others:
         return []
     return [f"MODEL.LOSSES.NAME has {', '.join(others)}, but the files are called ICE's: --name names the method"]
@@ -170,7 +175,7 @@ class Job(NamedTuple):
         form: of the input, for a graph.
         normalized: whether a graph's embeddings have length 1.
         opset: ONNX's, or None for the default.
-        name: of the method, or None for that of the config.
+        name: of the method, as it was given or as the weights were derived, or None for that of the config.
     """
 
     trained: TrainedModel

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastreid_ice.files import replacing
+
 
 @contextmanager
 def staged(output: str | os.PathLike) -> Iterator[Path]:
@@ -20,7 +22,7 @@ def staged(output: str | os.PathLike) -> Iterator[Path]:
     Raises:
         OSError: ``output`` is a file, or cannot be written.
     """
-    output = Path(output)
+    output = Path(output).expanduser()
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"--output {output} is a file; name a folder")
     parent = output.absolute().parent if not output.exists() else output.absolute()
@@ -33,8 +35,7 @@ def staged(output: str | os.PathLike) -> Iterator[Path]:
     try:
         yield folder
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            target = output / file.relative_to(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
+            with replacing(output / file.relative_to(folder)) as target:
+                os.replace(file, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

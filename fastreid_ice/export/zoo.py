@@ -88,7 +88,7 @@ def write_zoo(
     (folder / f"{file_name}.json").write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
     title = f"{name or _METHOD_TITLES[method_name(as_trained)]}({zoo_backbone(as_trained.MODEL.BACKBONE)})"
     scores = {} if without_scores else _of_tests(card)
-    rows = _rows(title, as_trained, scores, config_name, weights.name)
+    rows = _rows(title, as_trained, scores, config_name, weights.name, card["protocol"])
     (folder / f"{file_name}.md").write_text(f"{TABLE_HEAD}\n{rows}\n")
     return read_back(config, weights), notes, rows
 
@@ -129,12 +129,18 @@ def _of_tests(card: dict[str, Any]) -> dict[str, dict[str, float]]:
     return {test: exported[test] for test in card["datasets"]["tests"] if test in exported}
 
 
-def _rows(title: str, cfg: CfgNode, scores: dict[str, dict[str, float]], config: str, weights: str) -> str:
-    """A row per test set, named where it is not that of the training set; one without scores if none has any."""
+def _rows(
+    title: str, cfg: CfgNode, scores: dict[str, dict[str, float]], config: str, weights: str, protocol: str
+) -> str:
+    """A row per test set, named where it is not that of the training set, with what sets its scores apart.
+
+    One without scores if none has any.
+    """
     own = test_sets_of(cfg.DATASETS.NAMES)
     lines = []
     for test, values in scores.items():
         name = title if test in own else f"{title}, tested on {dataset_name(test)}"
+        name += f", {protocol}" * bool(protocol)
         lines.append(table_row(name, config, start_weights(cfg), values, weights))
     return "\n".join(lines) or table_row(title, config, start_weights(cfg), None, weights)
 

@@ -11,7 +11,14 @@ from fastreid_ice.report.manifest import differences, digests, flatten, plain_co
 BEST = "model_best.pth"
 
 # What the scores of a checkpoint depend on; of TEST only what changes them.
-_EMBEDDED = ("MODEL.ICE.EVAL_ENCODER", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.HEADS", "INPUT.SIZE_TEST")
+_EMBEDDED = (
+    "MODEL.ICE.EVAL_ENCODER",
+    "MODEL.PIXEL_MEAN",
+    "MODEL.PIXEL_STD",
+    "MODEL.BACKBONE.LAST_STRIDE",  # no weight tells of it
+    "MODEL.HEADS",
+    "INPUT.SIZE_TEST",
+)
 _SCORED = (
     *_EMBEDDED,
     "TEST.METRIC",

@@ -133,7 +133,7 @@ def _checked(runs: list[GridRun], seeds: Sequence[int]) -> list[GridRun]:
 
 
 def _folder_name(texts: Sequence[str]) -> str:
-    cleaned = [re.sub(r"[^A-Za-z0-9.+-]+", "+", re.sub(r"[()\[\]{}'\" ]|,(?=\))", "", text)) for text in texts]
+    cleaned = [re.sub(r"(?:[^\w.+-]|_)+", "+", re.sub(r"[()\[\]{}'\" ]|,(?=\))", "", text)) for text in texts]
     name = "_".join(text.strip("+") for text in cleaned)
     if len(name) <= _LONGEST_NAME:
         return name

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fastreid_ice.report.manifest import flatten
 from fastreid_ice.report.tables.build import protocol
-from fastreid_ice.report.tables.model import METRICS, SHORT, PublishedScores, Statistic, aggregate, dataset_name
+from fastreid_ice.report.tables.model import METRICS, SHORT, PublishedScores, Run, Statistic, aggregate, dataset_name
 from fastreid_ice.report.tables.published import read_published
 from fastreid_ice.report.tables.runs import read_run
 
@@ -25,8 +25,7 @@ class Comparison:
         published: its scores and how sure they are.
         measured: per metric, over the seeds; empty without a finished run.
         tolerance: how many points the mean may lie below the published number.
-        protocol: how the runs were scored, where that is not how papers score; see
-            :func:`fastreid_ice.report.tables.build.protocol`.
+        apart: what else sets the runs apart from what was published, such as "re-ranked" or another backbone.
     """
 
     method: str
@@ -34,7 +33,7 @@ class Comparison:
     published: PublishedScores
     measured: dict[str, Statistic]
     tolerance: float
-    protocol: str = ""
+    apart: str = ""
 
     @property
     def below(self) -> dict[str, float]:
@@ -52,8 +51,8 @@ class Comparison:
         """ "reproduced", "not run", what is missing to the published numbers, or why it cannot be compared."""
         if not self.measured:
             return "not run"
-        if self.protocol:
-            return f"not comparable: {self.protocol}"
+        if self.apart:
+            return f"not comparable: {self.apart}"
         missed = ", ".join(f"{SHORT[metric]} {gap:.1f}" for metric, gap in self.below.items())
         return f"below by {missed}" if missed else "reproduced"
 
@@ -95,9 +94,22 @@ def compare(
             )
         best.append(scores)
     measured = {metric: aggregate(row[metric] for row in best) for metric in METRICS} if best else {}
-    protocols = dict.fromkeys(protocol(flatten(run.manifest["config"])) for run in runs)
+    apart = dict.fromkeys(reason for run in runs for reason in _apart(run, method, backbone))
     published = published_row(method, dataset, backbone)
-    return Comparison(method, dataset, published, measured, tolerance, "; ".join(filter(None, protocols)))
+    return Comparison(method, dataset, published, measured, tolerance, "; ".join(apart))
+
+
+def _apart(run: Run, method: str, backbone: str) -> list[str]:
+    """What sets a run apart from a published row, besides its scores."""
+    manifest = run.manifest
+    said = [protocol(flatten(manifest["config"]))]
+    if manifest["name"] != method:
+        said.append(f"trained as {manifest['name']}")
+    if manifest["backbone"] != backbone:
+        said.append(f"of {manifest['backbone']}")
+    if manifest.get("changed"):
+        said.append("resumed with other keys")
+    return [reason for reason in said if reason]
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:

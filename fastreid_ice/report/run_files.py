@@ -57,7 +57,7 @@ def read_clusters(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: a column or a value is missing, or is no number; names the line.
     """
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:  # as Excel saves it, too
         reader = csv.DictReader(file)
         names = reader.fieldnames or ()
         rows = list(reader)

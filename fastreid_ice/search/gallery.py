@@ -15,7 +15,7 @@ from fastreid_ice.files import check_folder_for_output, printable
 from fastreid_ice.image_files import IMAGE_EXTENSIONS, find_images, find_unreadable
 from fastreid_ice.search.index import FileState, Fingerprint, SearchIndex, file_state
 from fastreid_ice.search.results import GalleryUpdate, SearchResult
-from fastreid_ice.search.storage import HEADER, check_place
+from fastreid_ice.search.storage import HEADER, check_no_mount, check_place
 
 logger = logging.getLogger(__name__)
 
@@ -224,10 +224,17 @@ def open_gallery(
         model.embed,
         skip_unreadable=skip_unreadable,
         save=lambda: index.save(place),
-        before=lambda: check_folder_for_output(place.absolute().parent, "The search index (--index) in"),
+        before=lambda: _check_writable(place),
     )
     logger.info("Search index %s: %d images; %s.", printable(place), len(index), update)
     return index, update
+
+
+def _check_writable(place: Path) -> None:
+    """Refuse a place where the index could not be put at the end, before the work begins."""
+    place = Path(os.path.realpath(place))
+    check_no_mount(place)
+    check_folder_for_output(place.parent, "The search index (--index) in")
 
 
 def search_folder(

@@ -8,20 +8,25 @@ index.json     format, counts, settings, the model's fingerprint
 from __future__ import annotations
 
 import csv
+import glob
 import json
 import os
 import secrets
 import shutil
+import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import faiss
 
+from fastreid_ice.files import TEMPORARY
 from fastreid_ice.search.vectors import Vectors
 
 FORMAT = 1
 VECTORS, IMAGES, HEADER = "index.faiss", "images.csv", "index.json"
 FILES = {VECTORS, IMAGES, HEADER}
+A_DAY = 24 * 60 * 60  # seconds
 COLUMNS = ["path", "size", "mtime_ns", "number"]
 
 
@@ -74,10 +79,13 @@ def write_folder(folder: Path, header: dict, vectors: Vectors, entries: list[Ent
         entries: the images.
 
     Raises:
-        ValueError: the folder holds something else, which would be lost.
+        ValueError: the folder holds something else, which would be lost, or is a mount point.
         OSError: it cannot be written.
     """
+    folder = Path(os.path.realpath(folder))  # of a link, what it leads to is replaced
     check_place(folder)
+    check_no_mount(folder)
+    _remove_leftovers(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{secrets.token_hex(4)}.{folder.name}")
     try:
@@ -111,6 +119,31 @@ def check_place(folder: Path) -> None:
     if others:
         raise ValueError(
             f"{folder} is no search index: it holds {others[0]!r}, which would be lost. Name another folder (--index)."
+        )
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers have left beside an index; of the last day's, one may be at work."""
+    for path in folder.parent.glob(f".*.{glob.escape(folder.name)}"):
+        if not TEMPORARY.fullmatch(path.name) or not path.is_dir() or path.is_symlink():
+            continue
+        with suppress(OSError):
+            inside = {entry.name: entry.stat().st_mtime for entry in path.iterdir()}
+            newest = max([path.stat().st_mtime, *inside.values()])
+            if inside.keys() <= FILES and time.time() - newest > A_DAY:
+                shutil.rmtree(path)
+
+
+def check_no_mount(folder: Path) -> None:
+    """Refuse a folder that nothing can take the place of.
+
+    Raises:
+        ValueError: a disk is mounted there.
+    """
+    if os.path.ismount(folder):
+        raise ValueError(
+            f"The search index cannot be written as {folder}, where a disk is mounted: it is replaced as a whole. "
+            f"Name a folder inside (--index {folder / 'index'})."
         )
 
 

@@ -283,7 +283,10 @@ def _rows(columns: Sequence[str], labelled: Sequence[tuple[Labels, Group]], epoc
                 if not cells:  # nobody has evaluated the start
                     continue
                 name = _plain_name(columns, labels, first)
-                built.append(Row(labels, first.setting, epoch, cells, not first.state, name, first.protocol))
+                runs = [run for group in groups.values() for run in group.runs]
+                finished = all(run.finished for run in runs)
+                changed = any(run.manifest.get("changed") for run in runs)
+                built.append(Row(labels, first.setting, epoch, cells, finished, name, first.protocol, changed))
     return tuple(built)
 
 

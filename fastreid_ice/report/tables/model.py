@@ -130,6 +130,7 @@ class Row:
         finished: False for runs that have not come to their end.
         name: for machine-readable formats, unique among the rows of an epoch.
         protocol: what sets its scores apart from those that papers compare, such as "re-ranked".
+        changed: a run of it was resumed with other keys.
     """
 
     labels: tuple[str | bool, ...]
@@ -139,6 +140,7 @@ class Row:
     finished: bool
     name: str
     protocol: str = ""
+    changed: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,11 +191,11 @@ def _rank(rows: Sequence[Row], datasets: Sequence[str]) -> dict[tuple[int, str, 
     """ "best" and "second" per (row, test set, metric), among finished rows of the same epoch and protocol.
 
     Ranked is what a reader sees, one decimal: equal numbers are marked alike. Rows that train with identity labels,
-    of the training set (an upper bound) or of a source, take no part, and where only one row has a number there is
-    nothing to mark.
+    of the training set (an upper bound) or of a source, and runs resumed with other keys take no part, and where only
+    one row has a number there is nothing to mark.
     """
     marks = {}
-    ranked = [i for i, row in enumerate(rows) if row.finished and row.setting not in WITH_LABELS]
+    ranked = [i for i, row in enumerate(rows) if row.finished and not row.changed and row.setting not in WITH_LABELS]
     for kind in dict.fromkeys((rows[i].epoch, rows[i].protocol) for i in ranked):
         alike = [i for i in ranked if (rows[i].epoch, rows[i].protocol) == kind]
         for dataset in datasets:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastreid_ice.files import walk_folders
 from fastreid_ice.report.manifest import FILE_NAME, SET_ASIDE, read_manifest
 from fastreid_ice.report.records import is_evaluated, last_record
 from fastreid_ice.report.run_files import RECORDS_FILE, read_records
@@ -22,8 +23,8 @@ def find_runs(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """Folders of runs, each once.
 
     Args:
-        paths: folders of runs, their ``run.json``, or folders that are searched for such, in all depths, but for what
-            a new run has moved aside (``earlier_run_1``).
+        paths: folders of runs, their ``run.json``, or folders that are searched for such, in all depths and
+            through links, but for what a new run has moved aside (``earlier_run_1``).
 
     Raises:
         FileNotFoundError: a path does not exist, or holds no run.
@@ -36,7 +37,7 @@ def find_runs(paths: Iterable[str | os.PathLike]) -> list[Path]:
                 raise FileNotFoundError(f"{path}: not a run; give the folder of a run or its {FILE_NAME}")
             folders = [path.parent]
         elif path.is_dir():
-            below = (manifest.parent for manifest in path.rglob(FILE_NAME))
+            below = (below for below, files in walk_folders(path) if FILE_NAME in files)
             folders = sorted(folder for folder in below if not _is_set_aside(folder.relative_to(path)))
         else:
             raise FileNotFoundError(f"{path}: there is no such folder")
