@@ -61,6 +61,10 @@ def _add_model(model: CN) -> None:
     # Also run the two passes whose output the reference code never uses: they only move the running statistics
     # of the BN layers, and cost 40 % of a step. ref: yes; ours leaves them out.
     model.ICE.UNUSED_PASSES = False
+    # Whether the un-augmented view passes the momentum encoder. Only SoftInstanceLoss looks at its embeddings; without
+    # that it moves the running statistics of the momentum encoder and nothing else, at a fifth of a step's passes: they
+    # then are of half as many batches, so that BN_MOMENTUM has to be twice as high for the same average. ref: True.
+    model.ICE.WEAK_PASS = True
     # Which encoder evaluates, is clustered with and is exported: "momentum" (ref) or "online".
     model.ICE.EVAL_ENCODER = "momentum"
     # Keep images, feature maps and kernels with the channels innermost. Tensor cores want them so: try it with

@@ -74,6 +74,15 @@ def test_a_batch(images):
             assert images.identities[index] == target and images.camids[index] == camid
 
 
+def test_without_weak_views_the_others_are_the_same(images):
+    names = ("AgnosticLoss",)
+    every = epoch(ice_config(MODEL__LOSSES__NAME=names), images)
+    without = epoch(ice_config(MODEL__LOSSES__NAME=names, MODEL__ICE__WEAK_PASS=False), images)
+    for a, b in zip(every, without):
+        assert a.keys() - b.keys() == {"images_weak"}
+        assert all(torch.equal(a[key], b[key]) for key in ("images", "images_key", "targets"))
+
+
 def test_workers_send_bytes_and_the_batches_stay_the_same(images, monkeypatch):
     """A quarter of float32's memory on the way; erased where the batch arrives, bit for bit as in the worker."""
     sent = []

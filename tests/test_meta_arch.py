@@ -126,6 +126,40 @@ def test_passes_that_nothing_looks_at_are_left_out(monkeypatch):
     assert step(MODEL__LOSSES__NAME=("AgnosticLoss", "HardInstanceLoss"))[0] == 2
 
 
+def test_the_weak_views_pass_may_be_left_out(monkeypatch):
+    """Losses and gradients stay; the momentum encoder's statistics are those of the second strong view alone."""
+    names = ("AgnosticLoss", "CrossCameraLoss", "HardInstanceLoss")
+    inputs = batch()
+    whole, without = (build(MODEL__LOSSES__NAME=names, MODEL__ICE__WEAK_PASS=kept).train() for kept in (True, False))
+    losses = whole(inputs)
+    sum(losses.values()).backward()
+    del inputs["images_weak"]
+    found = without(inputs)
+    sum(found.values()).backward()
+    torch.testing.assert_close(found, losses, rtol=0, atol=0)
+    for one, other in zip(without.backbone.parameters(), whole.backbone.parameters()):
+        assert torch.equal(one.grad, other.grad)
+    assert len(without._steps[0].weak_keys) == len(without._steps[0].weak_query) == 0
+    norms = [model.momentum_encoder.backbone[1] for model in (whole, without)]
+    assert [int(norm.num_batches_tracked) for norm in norms] == [2, 1]
+    assert not torch.equal(norms[0].running_mean, norms[1].running_mean)
+
+
+def test_a_loss_on_weak_views_needs_their_pass():
+    with pytest.raises(ValueError, match="WEAK_PASS is False, but SoftInstanceLoss of MODEL.LOSSES.NAME"):
+        build(MODEL__ICE__WEAK_PASS=False)
+
+    @LOSS_REGISTRY.register()
+    class OwnLoss:  # may look at anything
+        def __init__(self, cfg): ...
+
+    try:
+        with pytest.raises(ValueError, match="but OwnLoss of"):
+            build(MODEL__ICE__WEAK_PASS=False, MODEL__LOSSES__NAME=("AgnosticLoss", "OwnLoss"))
+    finally:
+        del LOSS_REGISTRY._obj_map["OwnLoss"]
+
+
 def test_only_the_online_encoder_trains():
     model = build().train()
     sum(model(batch()).values()).backward()

@@ -128,6 +128,9 @@ def test_operations_of_an_image_by_hand():
     assert image_flops(cfg) == expected
     few = training_flops(cfg, 10, 20)
     every = few["steps"] / (cfg.SOLVER.MAX_EPOCH * cfg.SOLVER.ITERS_PER_EPOCH * cfg.SOLVER.IMS_PER_BATCH)
+    cfg.MODEL.ICE.WEAK_PASS = False
+    assert training_flops(cfg, 10, 20)["steps"] == few["steps"] / 5 * 4
+    cfg.MODEL.ICE.WEAK_PASS = True
     assert every == 5 * expected and few["clusterings"] == cfg.SOLVER.MAX_EPOCH * 10 * expected
     cfg.TEST.EVAL_START, cfg.TEST.EVAL_PERIOD = True, 0  # before the first epoch, and behind the last
     assert training_flops(cfg, 10, 20)["evaluations"] == 2 * 20 * expected

@@ -51,25 +51,32 @@ class Drawn(NamedTuple):
 
 
 class PseudoLabeledViews(ReadableImages):
-    """Two strong views and one weak view of an image, from one decoding and resizing, with its pseudo label.
+    """Two strong views and, if it is asked for, a weak one of an image, from one decoding and resizing, with its label.
 
     An item is asked for as :class:`Drawn`, which holds all that changes with the epoch: workers that were started
     before need not know of it. Its randomness depends on the seed and the draw alone: not on the number of workers or
     processes (but for fastreid's INPUT.RPT, which keeps its patches in each worker).
 
     Returns:
-        dict with ``images``, ``images_key`` (strong) and ``images_weak``, each (3, H, W) in 0..255, uint8 or, from
-        views that compute with tensors, float32; ``targets`` and ``camids`` (int), ``img_paths`` (str). A view of bytes
-        that is still to be erased has its rectangle beside it, see :func:`~fastreid_ice.data.views.put_view`.
+        dict with ``images``, ``images_key`` (strong) and, if there is one, ``images_weak``, each (3, H, W) in 0..255,
+        uint8 or, from views that compute with tensors, float32; ``targets`` and ``camids`` (int), ``img_paths`` (str).
+        A view of bytes that is still to be erased has its rectangle beside it, see
+        :func:`~fastreid_ice.data.views.put_view`.
     """
 
     def __init__(
-        self, images: TrainingImages, strong_view: T.Compose, weak_view: T.Compose, cache: ImageCache | None = None
+        self,
+        images: TrainingImages,
+        strong_view: T.Compose,
+        weak_view: T.Compose,
+        cache: ImageCache | None = None,
+        with_weak: bool = True,
     ):
         items = [(path, -1, camera) for path, camera in zip(images.paths, images.camids.tolist())]
         resized = None if cache is None else cache.resized(strong_view)
         assert resized is None or resize_of(weak_view).size == resize_of(strong_view).size
         super().__init__(items, transform=None, relabel=False, resized=resized)
+        self.with_weak = with_weak
         self.resize: Callable | None = None
         if resized is None:
             self.resize, self.strong_view, self.weak_view = split_common_resize(strong_view, weak_view)
@@ -86,7 +93,8 @@ class PseudoLabeledViews(ReadableImages):
         with seeded(derive_seed(drawn.seed, drawn.draw)):
             put_view(item, "images", self.strong_view(image))
             put_view(item, "images_key", self.strong_view(image))
-            put_view(item, "images_weak", self.weak_view(image))
+            if self.with_weak:
+                put_view(item, "images_weak", self.weak_view(image))
         return item
 
 
@@ -292,7 +300,7 @@ class EpochLoader:
 
     def _views(self, images: TrainingImages, cache: ImageCache | None) -> PseudoLabeledViews:
         strong, weak = keep_bytes(build_strong_view(self.cfg)), keep_bytes(build_weak_view(self.cfg))
-        return PseudoLabeledViews(images, strong, weak, cache)
+        return PseudoLabeledViews(images, strong, weak, cache, self.cfg.MODEL.ICE.WEAK_PASS)
 
     def close(self) -> None:
         """End the loader's threads and workers."""

@@ -41,10 +41,10 @@ def training_flops(cfg: CfgNode, train_images: int, test_images: int) -> dict[st
     """Floating-point operations of a whole training, by stage.
 
     A step passes its images through the online encoder and back (a backward pass counts as two forward ones) and two
-    views of them through the momentum encoder: five passes, and two more with ``MODEL.ICE.UNUSED_PASSES`` (three where
-    nothing looks at the momentum encoder's, as in the recipes; they are counted all the same). A clustering
-    extracts all training images, an evaluation all test images. What is not a pass is left out, and so is the
-    extraction of a source (``DATASETS.SOURCE``).
+    views of them through the momentum encoder: five passes, one less without ``MODEL.ICE.WEAK_PASS``, two more with
+    ``MODEL.ICE.UNUSED_PASSES`` (three where nothing looks at the momentum encoder's, as in the recipes; they are
+    counted all the same). A clustering extracts all training images, an evaluation all test images. What is not a pass
+    is left out, and so is the extraction of a source (``DATASETS.SOURCE``).
 
     Args:
         cfg: the config.
@@ -55,7 +55,8 @@ def training_flops(cfg: CfgNode, train_images: int, test_images: int) -> dict[st
         "steps", "clusterings" and "evaluations".
     """
     solver, image = cfg.SOLVER, image_flops(cfg)
-    step = (5 + 2 * cfg.MODEL.ICE.UNUSED_PASSES) * solver.IMS_PER_BATCH + 5 * source_ims_per_batch(cfg)
+    passes = 4 + cfg.MODEL.ICE.WEAK_PASS
+    step = (passes + 2 * cfg.MODEL.ICE.UNUSED_PASSES) * solver.IMS_PER_BATCH + passes * source_ims_per_batch(cfg)
     clusterings = -(-solver.MAX_EPOCH // cfg.CLUSTERING.PERIOD)
     evaluations = 0
     if cfg.DATASETS.TESTS:

@@ -43,7 +43,8 @@ Losses by name. What is registered (a class, or a function that returns a functi
 ``cfg.MODEL.LOSSES``; its result is called in every step as ``loss(step, memory)`` with a :class:`StepFeatures` and the
 :class:`MemoryBank`, and returns a scalar, weight included. One that says ``uses_keys = False`` looks at no embedding of
 the momentum encoder: where nothing does, its passes are left out, and these tensors of the step are empty. One that
-says ``needs_cameras = True`` is refused where ``DATASETS.USE_CAMERAS`` is False.
+says ``uses_weak = False`` looks at no embedding of un-augmented views: with ``MODEL.ICE.WEAK_PASS False`` each must say
+so. One that says ``needs_cameras = True`` is refused where ``DATASETS.USE_CAMERAS`` is False.
 """
 
 
@@ -60,7 +61,7 @@ def _at_least(node: CfgNode, group: str, key: str, least: float, above: bool = F
 class AgnosticLoss:
     """Contrast with all centroids, see :func:`fastreid_ice.losses.agnostic_loss`."""
 
-    uses_keys = False
+    uses_keys = uses_weak = False
 
     def __init__(self, cfg: CfgNode):
         node = cfg.AGNOSTIC
@@ -87,7 +88,7 @@ class HardMeanLoss:
         SCALE_HARD L(hard_centroids) + SCALE_MEAN L(centroids)
     """
 
-    uses_keys = False
+    uses_keys = uses_weak = False
 
     def __init__(self, cfg: CfgNode):
         node = cfg.HARD_MEAN
@@ -108,7 +109,7 @@ class HardMeanLoss:
 class _ProxyLoss:
     """A loss on camera proxies whose parameters are the keys of ``MODEL.LOSSES.<group>``."""
 
-    uses_keys = False
+    uses_keys = uses_weak = False
     needs_cameras = True
     group: str
     function: Callable[..., Tensor]
@@ -174,6 +175,8 @@ class OnlineAssociationLoss(_ProxyLoss):
 class HardInstanceLoss:
     """Contrast with the least similar positive, see :func:`fastreid_ice.losses.hard_instance_loss`."""
 
+    uses_weak = False
+
     def __init__(self, cfg: CfgNode):
         self.scale = _at_least(cfg.HARD_INSTANCE, "HARD_INSTANCE", "SCALE", 0)
         self.temperature = _at_least(cfg.HARD_INSTANCE, "HARD_INSTANCE", "TEMPERATURE", 0, above=True)
@@ -205,10 +208,18 @@ def build_losses(cfg: CfgNode) -> dict[str, Loss]:
     """The losses that ``cfg.MODEL.LOSSES.NAME`` lists, by the name under which they are logged.
 
     Raises:
-        ValueError: the list is empty or holds a name that is not registered, or a parameter is out of range.
+        ValueError: the list is empty or holds a name that is not registered, a parameter is out of range, or a loss
+            needs the pass that MODEL.ICE.WEAK_PASS leaves out.
     """
     node = cfg.MODEL.LOSSES
     if not node.NAME:
         raise ValueError(f"MODEL.LOSSES.NAME is empty; ICE's losses are {listed(registered_names(LOSS_REGISTRY))}")
     advice = "Register your own with fastreid_ice.modeling.LOSS_REGISTRY, in a module that MODEL.ICE.IMPORTS names."
-    return {_logged_name(name): look_up(LOSS_REGISTRY, name, "MODEL.LOSSES.NAME", advice)(node) for name in node.NAME}
+    losses = {name: look_up(LOSS_REGISTRY, name, "MODEL.LOSSES.NAME", advice)(node) for name in node.NAME}
+    users = [name for name, loss in losses.items() if getattr(loss, "uses_weak", True)]
+    if users and not cfg.MODEL.ICE.WEAK_PASS:
+        raise ValueError(
+            f"MODEL.ICE.WEAK_PASS is False, but {', '.join(users)} of MODEL.LOSSES.NAME needs un-augmented views. "
+            "Set it to True, or leave the loss out"
+        )
+    return {_logged_name(name): loss for name, loss in losses.items()}

@@ -62,7 +62,7 @@ class ICE(Baseline):
     In training mode the input is a dict and the output the dict of losses:
         images: (b, 3, H, W) float or uint8, 0..255, first strong view, for the online encoder.
         images_key: (b, 3, H, W), second strong view, for the momentum encoder.
-        images_weak: (b, 3, H, W), un-augmented view, for the momentum encoder.
+        images_weak: (b, 3, H, W), un-augmented view, for the momentum encoder; not looked at without ``weak_pass``.
         targets: (b,) int64 pseudo labels; camids: (b,) int64 camera ids, numbered over the whole training set.
     With a source the last ``source_images`` of the b are its: they pass the encoders by themselves, so that each domain
     is normalised with its own batch statistics, and have losses of their own (``loss_<name>_source``). The running
@@ -84,6 +84,7 @@ class ICE(Baseline):
         bn_momentum: float = 0.1,
         shuffle_bn: bool = True,
         unused_passes: bool = False,
+        weak_pass: bool = True,
         eval_encoder: str = "momentum",
         eval_dtype: torch.dtype | None = None,
         channels_last: bool = False,
@@ -110,6 +111,7 @@ class ICE(Baseline):
         self.loss_functions = losses
         self.momentum = momentum
         self.unused_passes = unused_passes
+        self.weak_pass = weak_pass
         self.eval_encoder = eval_encoder
         self.eval_dtype = eval_dtype
         chunks = chunks_per_process(bn_chunks, comm.get_world_size(), is_synchronized(self))
@@ -142,6 +144,7 @@ class ICE(Baseline):
             "bn_momentum": cfg.MODEL.ICE.BN_MOMENTUM,
             "shuffle_bn": cfg.MODEL.ICE.SHUFFLE_BN,
             "unused_passes": cfg.MODEL.ICE.UNUSED_PASSES,
+            "weak_pass": cfg.MODEL.ICE.WEAK_PASS,
             "eval_encoder": cfg.MODEL.ICE.EVAL_ENCODER,
             "eval_dtype": _eval_dtype(cfg),
             "channels_last": cfg.MODEL.ICE.CHANNELS_LAST,
@@ -237,12 +240,15 @@ class ICE(Baseline):
     @torch.no_grad()
     def _momentum_embeddings(self, batch: Batch, strong: Tensor, unused_passes: bool) -> tuple[Tensor, Tensor]:
         """(B, D) momentum embeddings of the second strong and of the weak views of all processes."""
-        strong_key, weak = (self.preprocess_image(batch, view) for view in VIEWS[1:])
+        strong_key = self.preprocess_image(batch, "images_key")
         order = self._permutation(len(strong) * comm.get_world_size())
         if unused_passes:
             self._online_in_a_step(strong_key)
             self._momentum(strong, order)
-        return self._momentum(strong_key, order), self._momentum(weak, order)
+        keys = self._momentum(strong_key, order)
+        if not self.weak_pass:
+            return keys, keys.new_empty(0, keys.shape[1])
+        return keys, self._momentum(self.preprocess_image(batch, "images_weak"), order)
 
     def _momentum(self, images: Tensor, order: Tensor | None) -> Tensor:
         """(B, D) momentum embeddings of all processes' images, normalised in chunks of the permuted batch."""
@@ -357,7 +363,7 @@ def _set_bn_momentum(module: nn.Module, momentum: float) -> None:
 
 def _split(batch: Batch, size: int) -> tuple[Batch, Batch]:
     """The first ``size`` images of a batch, and the others."""
-    names = (*VIEWS, "targets", "camids")
+    names = [name for name in (*VIEWS, "targets", "camids") if name in batch]
     return {name: batch[name][:size] for name in names}, {name: batch[name][size:] for name in names}
 
 

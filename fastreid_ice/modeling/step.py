@@ -24,7 +24,8 @@ class StepFeatures:
     are computed of each and added up. Source classes have the labels behind the target's, their cameras those behind
     the target's, so that both index the same memory.
 
-    Momentum embeddings are (0, D) where nothing uses them, see ``LOSS_REGISTRY``.
+    Momentum embeddings are (0, D) where nothing uses them, see ``LOSS_REGISTRY``; those of the weak view also with
+    ``MODEL.ICE.WEAK_PASS False``.
 
     Attributes:
         query: (b, D) online embeddings of the first strong view; the only tensor with a gradient.
