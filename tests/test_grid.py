@@ -153,8 +153,7 @@ def test_the_grids_of_the_package_can_be_trained(path):
     for run in expand_rows(file.rows, [1], "logs", str(ROOT / "configs" / "ICE" / "market_half.yml")):
         opts = [*(text for pair in file.options.items() for text in pair), *run.opts]
         cfg = load_config(run.config_file, opts)
-        steps = cfg.SOLVER.MAX_EPOCH * cfg.SOLVER.ITERS_PER_EPOCH
-        assert cfg.DATASETS.NAMES == ("Market1501Half",) and 490 <= steps <= 500  # as many images
+        assert cfg.DATASETS.NAMES == ("Market1501Half",) and cfg.SOLVER.MAX_EPOCH == 5
 
 
 def test_runs_one_after_another_and_is_resumable(tmp_path):
