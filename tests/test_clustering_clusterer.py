@@ -45,6 +45,17 @@ def test_camera_normalization_clusters_normalised_features():
     assert result.labels.tolist() != Clusterer(replace(config, camera_normalization=False))(shifted).labels.tolist()
 
 
+def test_a_person_alone_under_a_small_camera_stays_one():
+    """The mean of ten images of one person is that person: taken out, nothing but noise would be left."""
+    generator = torch.Generator().manual_seed(0)
+    people = torch.randn(20, 16, generator=generator).repeat_interleave(20, dim=0)
+    features = people + 0.1 * torch.randn(400, 16, generator=generator)
+    cameras = torch.ones(400, dtype=torch.int64)
+    cameras[:10] = 0  # half of the first person's images
+    labels = Clusterer(ClusteringConfig(k1=20, camera_normalization=True))(features, cameras).labels
+    assert labels.tolist() == torch.arange(20).repeat_interleave(20).tolist()
+
+
 def test_camera_normalization_needs_cameras():
     with pytest.raises(ValueError, match="CLUSTERING.CAMERA_NORMALIZATION needs camera ids"):
         Clusterer(ClusteringConfig(camera_normalization=True))(blobs(2, 8))

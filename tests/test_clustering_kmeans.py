@@ -22,6 +22,12 @@ def test_kmeans_is_a_fixed_point_of_its_definition():
     assert first_images == sorted(first_images)
 
 
+def test_every_seed_of_a_run_is_one_of_kmeans():
+    features = torch.nn.functional.normalize(torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    config = ClusteringConfig(method="kmeans", num_clusters=3, seed=2**32 - 1)
+    assert Clusterer(config)(features).num_clusters == 3
+
+
 def test_kmeans_with_too_many_clusters():
     with pytest.raises(ValueError, match="CLUSTERING.NUM_CLUSTERS is 9, but there are only 8"):
         kmeans(blobs(1, 8), 9)

@@ -332,18 +332,19 @@ def test_features_that_are_not_finite_name_the_image(image, kind, value):
 
 
 def test_camera_normalization_by_hand(small_blocks):
-    features, cameras = random_features(), torch.arange(64) % 3
-    cameras[10] = 9  # a camera with one image
+    features, cameras = random_features(images=160), torch.arange(160) % 3
+    few = torch.arange(10, 39)
+    cameras[few] = 9  # a camera with 29 images
     features[cameras == 1, 4] = 2.5  # a constant dimension
     rows = rows_of(features)
     rows.normalize_cameras(cameras)
-    expected = torch.empty(64, 13)
+    expected = torch.empty(160, 13)
     for camera in (0, 1, 2):
         own = features[cameras == camera].double()
         scale = own.std(dim=0, unbiased=False)
         expected[cameras == camera] = torch.where(scale > 1e-9, (own - own.mean(dim=0)) / scale, 0.0).float()
     whole = features.double()
-    expected[10] = ((whole[10] - whole.mean(dim=0)) / whole.std(dim=0, unbiased=False)).float()
+    expected[few] = ((whole[few] - whole.mean(dim=0)) / whole.std(dim=0, unbiased=False)).float()
     expected = torch.nn.functional.normalize(expected, dim=1)
     torch.testing.assert_close(rows.matrix(), expected, rtol=0, atol=1e-5)
     assert bool((rows.matrix()[cameras == 1, 4] == 0).all())

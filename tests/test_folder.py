@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from fastreid.data.data_utils import read_image
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.datasets.bases import ImageDataset
 from PIL import Image
 
 from fastreid_ice.config_files import load_config
@@ -106,6 +108,45 @@ def test_queries_and_gallery(tmp_path, tiny_dataset):
     # Without cameras no gallery image counts as taken by the query's camera.
     anywhere = load_test_images(config(**keys, TEST_CAMERA_FROM="none"), "UnlabeledFolder")
     assert {item[2] for item in anywhere.query} == {0} and {item[2] for item in anywhere.gallery} == {1}
+
+
+@pytest.mark.parametrize(
+    ("query", "gallery", "found"),
+    [
+        (("p9", "door"), ("p10", "yard"), [[(0, 0)], [(1, 1)]]),
+        ((np.int64(3), 1), (3, np.int64(0)), [[(3, 1)], [(3, 0)]]),
+        ((3, None), (3, 0), "the camera of q.jpg is None"),
+        (("p9", 1), (3, 0), "the identity of q.jpg is 'p9'.* all as text"),
+    ],
+)
+def test_queries_of_a_dataset_of_ones_own(monkeypatch, query, gallery, found):
+    class Own(ImageDataset):
+        def __init__(self, root="", **options):
+            super().__init__([], [("q.jpg", *query)], [("g.jpg", *gallery)], **options)
+
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, "Own", Own)
+    if isinstance(found, str):
+        with pytest.raises(ValueError, match=f"Own of DATASETS.TESTS: {found}"):
+            load_test_images(config(), "Own")
+        return
+    dataset = load_test_images(config(), "Own")
+    assert [[item[1:] for item in items] for items in (dataset.query, dataset.gallery)] == found
+    assert all(type(number) is int for item in (*dataset.query, *dataset.gallery) for number in item[1:])
+
+
+def test_two_datasets_of_ones_own_keep_their_cameras_and_identities_apart(monkeypatch):
+    def own(letter):
+        class Own(ImageDataset):
+            def __init__(self, root="", **options):
+                super().__init__([(f"{letter}{i}.jpg", i, i % 2) for i in range(4)], [], [], **options)
+
+        return Own
+
+    for name in ("MyA", "MyB"):
+        monkeypatch.setitem(DATASET_REGISTRY._obj_map, name, own(name))
+    cfg = config(DATASETS__NAMES=("MyA", "MyB"), DATASETS__USE_CAMERAS=True)
+    images = load_training_images(cfg)
+    assert images.camids.tolist() == [0, 1, 0, 1, 2, 3, 2, 3] and images.identities.tolist() == list(range(8))
 
 
 def test_unreadable_files(tmp_path, caplog):

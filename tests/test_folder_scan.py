@@ -199,6 +199,26 @@ def test_numbers_of_a_table_with_gaps(folder, tmp_path):
             scan_folder(folder, camera_from="csv", track_from="folder", csv=other)
 
 
+def test_a_table_as_a_spreadsheet_leaves_it(folder, tmp_path):
+    rows = [f"{name},1,a,{i}" for i, name in enumerate(NAMES)] + [",,,", "   ", " , ,,"]
+    scan = scan_folder(folder, camera_from="csv", csv=table(tmp_path / "list.csv", rows, "path,camera,track,frame"))
+    assert scan.camera_names == ("1",) * 4
+
+
+def test_a_detection_of_no_track_is_one_by_itself(folder, tmp_path):
+    rows = [f"{NAMES[0]},1,t2,7", f"{NAMES[1]},1,,", f"{NAMES[2]},1,t10,", f"{NAMES[3]},1,t2,9"]
+    sources = {"camera_from": "csv", "track_from": "csv"}
+    with pytest.raises(ValueError, match="The frame of cam2/t1.* is ''"):  # of a track it is needed
+        scan_folder(folder, **sources, csv=table(tmp_path / "gap.csv", rows, "path,camera,track,frame"))
+    rows[2] += "8"
+    scan = scan_folder(folder, **sources, csv=table(tmp_path / "list.csv", rows, "path,camera,track,frame"))
+    assert scan.tracks.tolist() == [0, -1, 1, 0] and scan.frames.tolist() == [7, 0, 8, 9]
+    assert check_folder(scan).per_track.median == 1.5
+    nothing = table(tmp_path / "none.csv", [f"{name},1,,1" for name in NAMES], "path,camera,track,frame")
+    with pytest.raises(ValueError, match="no track for 4 of 4 images"):
+        scan_folder(folder, **sources, csv=nothing)
+
+
 def test_a_csv_in_another_encoding(folder, tmp_path):
     (tmp_path / "list.csv").write_bytes("path,camera\n\u00e4.jpg,1\n".encode("latin-1"))
     with pytest.raises(ValueError, match="no csv file in UTF-8"):

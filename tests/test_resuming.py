@@ -336,6 +336,8 @@ def changed(folder, **overrides) -> ICETrainer:
     [
         ({"MODEL__HEADS__EMBEDDING_DIM": 8}, r"MODEL.HEADS.EMBEDDING_DIM is 8, but .*config.yaml has 0"),
         ({"SOLVER__OPT": "SGD"}, r"SOLVER.OPT is 'SGD', but .* has 'Adam'"),
+        ({"SOLVER__SCHED": "CosineAnnealingLR"}, r"SOLVER.SCHED is 'CosineAnnealingLR', but .* has 'MultiStepLR'"),
+        ({"SOLVER__WARMUP_EPOCHS": 2}, r"SOLVER.WARMUP_EPOCHS is 2, but .* has 0: checkpoints of that run do not fit"),
     ],
 )
 def test_a_resume_with_another_model_changes_nothing(unbroken, tmp_path, overrides, said):
@@ -346,7 +348,7 @@ def test_a_resume_with_another_model_changes_nothing(unbroken, tmp_path, overrid
     with pytest.raises(ValueError, match=said):
         changed(run, **overrides).resume_or_load(resume=True)
     (run / "config.yaml").unlink()  # what the checkpoint itself tells
-    if "SOLVER__OPT" not in overrides:
+    if "MODEL__HEADS__EMBEDDING_DIM" in overrides:
         with pytest.raises(ValueError, match=r"model_\w+.pth is not of this model: heads.bottleneck.0.* such tensors"):
             changed(run, **overrides).resume_or_load(resume=True)
     assert {name: (run / name).read_bytes() for name in before if name != "config.yaml"} == {
@@ -366,6 +368,21 @@ def test_epochs_of_two_kinds_are_not_mixed(unbroken, tmp_path, overrides, said):
     shutil.copytree(unbroken, tmp_path / "run")
     with pytest.raises(ValueError, match=said):
         changed(tmp_path / "run", **overrides).resume_or_load(resume=True)
+
+
+def test_a_resume_needs_no_start_weights(unbroken, tmp_path, monkeypatch):
+    """Every tensor is the checkpoint's: their file may be gone, and nothing is downloaded."""
+    shutil.copytree(unbroken, tmp_path / "run")
+    start = {"MODEL__BACKBONE__PRETRAIN": True, "MODEL__BACKBONE__PRETRAIN_PATH": str(tmp_path / "gone.pth")}
+    cfg = ice_config(**{"OUTPUT_DIR": str(tmp_path / "run"), **SETTINGS, **start})
+    trainer = ICETrainer(cfg, resume=True)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_epoch > 0 and trainer.cfg.MODEL.BACKBONE.PRETRAIN
+    with pytest.raises(FileNotFoundError, match="PRETRAIN_PATH: there is no file .*gone.pth"):
+        ICETrainer(cfg)
+    cfg.OUTPUT_DIR = str(tmp_path / "other")  # without a checkpoint
+    with pytest.raises(FileNotFoundError, match="PRETRAIN_PATH"):
+        ICETrainer(cfg, resume=True)
 
 
 def test_a_key_that_changes_on_the_way_is_told(unbroken, tmp_path, caplog):

@@ -48,6 +48,11 @@ WRONG_KEYS = [
         {"MODEL.BACKBONE.NAME": "build_resnet"},
         ["MODEL.BACKBONE.NAME", "did you mean build_resn", "build_osnet_backbone"],
     ),
+    (
+        {"MODEL.BACKBONE.NAME": "build_resnet_backbone", "MODEL.BACKBONE.DEPTH": "50"},
+        ["MODEL.BACKBONE.DEPTH is '50', which build_resnet_backbone does not know", "50x"],
+    ),
+    ({"SOLVER.WARMUP_EPOCHS": 1, "SOLVER.WARMUP_METHOD": "constant"}, ["WARMUP_METHOD is 'constant'", "linear"]),
     ({"MODEL.META_ARCHITECTURE": "Baseline"}, ["MODEL.META_ARCHITECTURE is 'Baseline'", "ICE"]),
     ({"MODEL.HEADS.NAME": "EmbeddingHead"}, ["MODEL.HEADS.NAME is 'EmbeddingHead'", "MemoryBankHead"]),
     ({"MODEL.HEADS.POOL_LAYER": "AvgPool"}, ["MODEL.HEADS.POOL_LAYER", "GlobalAvgPool"]),

@@ -42,7 +42,7 @@ def run(args: Namespace) -> dict | None:
         if comm.is_main_process():
             record_evaluation(cfg, extras, evaluated)
         return evaluated
-    trainer = ICETrainer(cfg)
+    trainer = ICETrainer(cfg, resume=args.resume)
     trainer.resume_or_load(resume=args.resume)
     scores = trainer.train()
     if cfg.REPORT.ENABLED and comm.is_main_process():

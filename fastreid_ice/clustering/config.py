@@ -44,7 +44,8 @@ class ClusteringConfig:
             count tracks, and an image of no track is a track of one image.
         camera_normalization: CLUSTERING.CAMERA_NORMALIZATION. Cluster features from which each camera's mean and
             deviation are taken out (:mod:`fastreid_ice.camera_normalization`), so that images of different cameras are
-            nearer to each other; needs camera ids. Before ``tracks``. Not in the paper.
+            nearer to each other; needs camera ids. A camera with fewer than 30 images takes those of all images.
+            Before ``tracks``. Not in the paper.
         wccn_rounds: CLUSTERING.WCCN_ROUNDS. How many times to cluster again, each time with features that are whitened
             by the covariance within the clusters just found (:mod:`fastreid_ice.clustering.within_class`). One round
             costs another clustering. Not in the paper.

@@ -32,7 +32,7 @@ def kmeans(features: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
         num_clusters,
         niter=ITERATIONS,
         spherical=True,
-        seed=seed,
+        seed=seed % 2**31,  # a C int
         min_points_per_centroid=1,
         max_points_per_centroid=max(256, -(-images // num_clusters)),
     )

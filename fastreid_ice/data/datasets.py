@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import operator
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,9 +76,9 @@ def load_training_images(cfg: CfgNode) -> TrainingImages:
     items: list[Item] = []
     tracks: dict[str, tuple[Any, int | None]] = {}
     for name in cfg.DATASETS.NAMES:
-        dataset = load_training_set(cfg, name, "DATASETS.NAMES")
-        items += dataset.train
-        tracks.update({path: ((name, track), frame) for path, (track, frame) in getattr(dataset, "tracks", {}).items()})
+        found = load_training_set(cfg, name, "DATASETS.NAMES")
+        items += found.train if len(cfg.DATASETS.NAMES) == 1 else _apart(name, found.train)
+        tracks.update({path: ((name, track), frame) for path, (track, frame) in getattr(found, "tracks", {}).items()})
     items.sort(key=lambda item: item[0])
     check_once(items, "DATASETS.NAMES")
     cameras = [item[2] for item in items] if cfg.DATASETS.USE_CAMERAS else [0] * len(items)
@@ -187,7 +188,7 @@ def load_test_images(cfg: CfgNode, name: str) -> ImageDataset:
 
     Raises:
         FileNotFoundError: it is not there, or one of the two is empty.
-        ValueError: no such dataset.
+        ValueError: no such dataset, or an identity or a camera that is not known.
     """
     dataset = load_dataset(cfg, name, "DATASETS.TESTS")
     if not dataset.query or not dataset.gallery:
@@ -195,11 +196,41 @@ def load_test_images(cfg: CfgNode, name: str) -> ImageDataset:
             f"{name} of DATASETS.TESTS has {len(dataset.query)} queries and {len(dataset.gallery)} gallery images "
             f"under {_root()}; an evaluation needs both. Without them, train with DATASETS.TESTS ()."
         )
+    items = [*dataset.query, *dataset.gallery]
+    columns = [_test_numbers(name, items, column) for column in (1, 2)]
+    numbered = [(item[0], *numbers) for item, *numbers in zip(items, *columns)]
+    dataset._query, dataset._gallery = numbered[: len(dataset.query)], numbered[len(dataset.query) :]
     return dataset
+
+
+def _test_numbers(name: str, items: Sequence[Item], column: int) -> list[int]:
+    """The identities (1) or cameras (2) of queries and gallery as fastreid wants them; names are numbered together."""
+    values = [item[column] for item in items]
+    if all(isinstance(value, str) for value in values):
+        return number_names(values).tolist()
+    numbers = []
+    for item, value in zip(items, values):
+        try:
+            numbers.append(operator.index(value))  # type: ignore[arg-type]
+        except TypeError:
+            what = "identity" if column == 1 else "camera"
+            raise ValueError(
+                f"{name} of DATASETS.TESTS: the {what} of {item[0]} is {value!r}. Queries and gallery need those of "
+                "all images, as whole numbers or all as text."
+            ) from None
+    return numbers
 
 
 def _root() -> str:
     return os.path.abspath(fastreid_build._root)
+
+
+def _apart(name: str, items: Iterable[Item]) -> list[Item]:
+    """Items whose identities and cameras are those of a dataset, not of others that call theirs the same."""
+    return [
+        (path, *(None if value is None else f"{name} {value}" for value in (identity, camera)))  # type: ignore[misc]
+        for path, identity, camera in items
+    ]
 
 
 def _identities(items: Sequence[Item]) -> Tensor | None:

@@ -184,7 +184,7 @@ def _tracks(scan: FolderScan) -> dict[str, tuple[Any, int | None]]:
     if scan.tracks is None:
         return {}
     frames = (None,) * len(scan) if scan.frames is None else scan.frames.tolist()
-    return dict(zip(scan.paths, zip(scan.tracks.tolist(), frames)))
+    return {path: (track, frame) for path, track, frame in zip(scan.paths, scan.tracks.tolist(), frames) if track >= 0}
 
 
 def _test_items(query: FolderScan, gallery: FolderScan) -> list[tuple[str, int, int]]:

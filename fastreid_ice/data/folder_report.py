@@ -212,7 +212,7 @@ def _spreads(images: list[ImageFacts]) -> tuple[Spread, Spread, Spread]:
 
 def _sizes(numbers: np.ndarray | None) -> Spread | None:
     """Of the numbers of images per identity or track."""
-    return None if numbers is None else _spread(np.bincount(numbers))
+    return None if numbers is None else _spread(np.bincount(numbers[numbers >= 0]))
 
 
 def _spread(values: np.ndarray) -> Spread:

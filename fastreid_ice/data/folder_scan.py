@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,8 @@ class FolderScan:
         names: N names relative to the folder, with "/" between folders, sorted.
         camera_names: N texts.
         identity_names: N texts.
-        track_names: N texts. Tracks of the same name under different cameras are different tracks.
+        track_names: N texts, "" for an image of no track. Tracks of the same name under different cameras are
+            different tracks.
         frames: (N,) int64 numbers of the frames from which the images were cut.
         scores: (N,) float64 scores of the detections.
         skipped: (path, reason) of the files that cannot be read and were left out.
@@ -75,12 +77,16 @@ class FolderScan:
 
     @property
     def tracks(self) -> np.ndarray | None:
-        """(N,) int64 tracks, numbered 0..n-1 in the order of their cameras' and their own names."""
+        """(N,) int64 tracks, numbered 0..n-1 in the order of their cameras' and their own names; -1: of no track."""
         if self.track_names is None:
             return None
-        if self.camera_names is None:
-            return number_names(self.track_names)
-        return number_names(list(zip(map(natural_key, self.camera_names), map(natural_key, self.track_names))))
+        names: Sequence[Any] = self.track_names
+        if self.camera_names is not None:
+            names = list(zip(map(natural_key, self.camera_names), map(natural_key, self.track_names)))
+        known = [place for place, name in enumerate(self.track_names) if name]
+        tracks = np.full(len(names), -1, dtype=np.int64)
+        tracks[known] = number_names([names[place] for place in known])
+        return tracks
 
 
 def scan_folder(
@@ -112,7 +118,7 @@ def scan_folder(
         track_from: likewise.
         pattern: regular expression with named groups, such as ``(?P<camera>c[0-9]+)_(?P<frame>[0-9]+)``.
         csv: file with the header ``path`` and any of ``camera, identity, track, frame, score``; its paths are
-            relative to ``path`` or to its own folder, or absolute.
+            relative to ``path`` or to its own folder, or absolute. An empty track is none: a detection by itself.
         with_scores: the scores of the detections are needed.
         extensions: endings of the images.
         verify: decode every image; about a second per 3,000 images of 128 x 64 and processor.
@@ -235,8 +241,12 @@ def _numbers(
     if what not in found:
         return None
     number, kind = (_whole, "whole number") if dtype is np.int64 else (_finite, "number")
-    values = []
-    for name, text in zip(names, found[what]):
+    values: list[float] = []
+    tracks = found.get("track", names) if what == "frame" else names
+    for name, text, track in zip(names, found[what], tracks):
+        if not text and not track:  # the frame of an image of no track
+            values.append(0)
+            continue
         try:
             values.append(number(text))
         except ValueError:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 COLUMNS = ("camera", "identity", "track", "frame", "score")
 SHOWN = 3  # names in a message
@@ -25,7 +26,7 @@ def read_table(
             absolute. Further columns are left alone.
         folder: of the images.
         names: N images relative to the folder; each needs a row.
-        needed: columns that must be there and filled.
+        needed: columns that must be there and filled; "track" for some of the images.
         known: further images that may have a row, which is not used.
 
     Returns:
@@ -80,6 +81,8 @@ def _rows(path: Path, needed: Collection[str]) -> list[tuple[int, dict[str, str]
                 )
             rows = []
             for row in reader:
+                if not any(text.strip() for text in _texts(row)):  # as spreadsheets leave them at the end
+                    continue
                 if None in row or None in row.values():
                     raise ValueError(f"{path}, line {reader.line_num}: not as many fields as in the header.")
                 rows.append((reader.line_num, {column: text.strip() for column, text in row.items()}))
@@ -90,10 +93,16 @@ def _rows(path: Path, needed: Collection[str]) -> list[tuple[int, dict[str, str]
     return rows
 
 
+def _texts(row: dict[Any, Any]) -> Iterator[str]:
+    """The fields of a row, those beyond the header too."""
+    for value in row.values():
+        yield from value if isinstance(value, list) else [value or ""]
+
+
 def _check_filled(path: Path, found: dict[str, dict[str, str]], names: Sequence[str], needed: Collection[str]) -> None:
     for column in needed:
         empty = [name for name in names if not found[name][column]]
-        if empty:
+        if empty and not (column == "track" and len(empty) < len(names)):
             raise ValueError(f"{path} has no {column} for {some(empty, len(names))}.")
 
 

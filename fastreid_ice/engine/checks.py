@@ -177,6 +177,11 @@ def _check_chunks(cfg: CfgNode, size: int, processes: int, key: str) -> None:
 
 def _check_warmup(cfg: CfgNode) -> None:
     solver = cfg.SOLVER
+    if solver.WARMUP_EPOCHS > 0 and solver.WARMUP_METHOD != "linear":
+        raise ValueError(
+            f"SOLVER.WARMUP_METHOD is {solver.WARMUP_METHOD!r}, but SOLVER.WARMUP_EPOCHS warms up linearly. Set it to "
+            "linear, or SOLVER.WARMUP_EPOCHS to 0 and SOLVER.WARMUP_ITERS"
+        )
     if solver.WARMUP_EPOCHS > 0 and not solver.WARMUP_FACTOR:
         raise ValueError(
             f"SOLVER.WARMUP_FACTOR is {solver.WARMUP_FACTOR}: the first of the {solver.WARMUP_EPOCHS} epochs of "

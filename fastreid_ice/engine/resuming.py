@@ -63,6 +63,9 @@ _OPTIMIZER = (
     "SOLVER.BIAS_LR_FACTOR",
 )
 _OF_SGD = ("SOLVER.MOMENTUM", "SOLVER.NESTEROV")
+# Which schedules there are; their lengths and rates may change, and have no effect (warn_of_other_schedule).
+_SCHEDULE = ("SOLVER.SCHED",)
+_WARMUP = ("SOLVER.WARMUP_EPOCHS", "SOLVER.WARMUP_ITERS")
 
 _CHECKPOINT = re.compile(r"model_(best|final|\d+)")
 
@@ -152,9 +155,14 @@ def check_same_run(cfg: CfgNode) -> None:
     except (OSError, ValueError):  # the checkpoints alone say what they are
         return
     now = flatten(cfg)
-    for key in (*_FIXED, *_OPTIMIZER, *(_OF_SGD if cfg.SOLVER.OPT == "SGD" else ())):
+    switched = [key for key in _WARMUP if bool(before.get(key, now[key])) != bool(now[key])]
+    for key in (*_FIXED, *_SCHEDULE, *switched, *_OPTIMIZER, *(_OF_SGD if cfg.SOLVER.OPT == "SGD" else ())):
         if key in before and before[key] != now[key]:
-            what = "checkpoints of that run do not fit" if key in _FIXED else "its optimizer would go on with that"
+            what = (
+                "its optimizer would go on with that"
+                if key in (*_OPTIMIZER, *_OF_SGD)
+                else "checkpoints of that run do not fit"
+            )
             raise ValueError(
                 f"{key} is {now[key]!r}, but {path} has {before[key]!r}: {what}. Set it back, or start a new run in "
                 "another OUTPUT_DIR (MODEL.WEIGHTS its checkpoint)."

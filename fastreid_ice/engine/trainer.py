@@ -56,6 +56,7 @@ from fastreid_ice.errors import UnreadableCheckpointError
 from fastreid_ice.evaluation.evaluator import ICEReidEvaluator
 from fastreid_ice.files import Claim, claim_folder, remove_leftovers
 from fastreid_ice.modeling.meta_arch import AMP_DTYPES
+from fastreid_ice.modeling.pretrained import untrained
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +73,18 @@ class ICETrainer(DefaultTrainer):
         trainer.train()
     """
 
-    def __init__(self, cfg: CfgNode):
-        check_config(cfg)
+    def __init__(self, cfg: CfgNode, resume: bool = False):
+        """
+        Args:
+            cfg: the config.
+            resume: ``resume_or_load(resume=True)`` will follow: where there is a checkpoint the start weights of the
+                backbone are not read, nor downloaded, since every tensor is the checkpoint's.
+        """
+        if resume and resumable_checkpoints(cfg.OUTPUT_DIR):
+            check_config(untrained(cfg))
+            self.__dict__["build_model"] = self._build_untrained  # in the place of the class's
+        else:
+            check_config(cfg)
         for name in cfg.DATASETS.TESTS:
             load_test_images(cfg, name)  # a missing one is an error now, not after the first epoch
         self.run_state = RunState(cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
@@ -92,6 +103,9 @@ class ICETrainer(DefaultTrainer):
             self.checkpointer.checkpointables["grad_scaler"] = self.grad_scaler
         if self.clustering.source is not None:
             self.checkpointer.checkpointables["source"] = self.clustering.source
+
+    def _build_untrained(self, cfg: CfgNode) -> nn.Module:
+        return type(self).build_model(untrained(cfg))
 
     def _build_step(self, cfg: CfgNode) -> TrainingStep:
         """Ours, around fastreid's parts. On the CPU the losses cost nothing to read, elsewhere it waits for them."""

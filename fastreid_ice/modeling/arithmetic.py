@@ -7,6 +7,7 @@ import fastreid_ice.compat  # noqa: F401  (repairs fastreid before it is importe
 import torch
 from fastreid.config import CfgNode
 from fastreid.modeling import build_backbone
+from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastreid_ice.config import source_ims_per_batch
@@ -28,12 +29,23 @@ def image_flops(cfg: CfgNode) -> int:
 
 
 def backbone_dimensions(cfg: CfgNode) -> int | None:
-    """Channels of the backbone's output, on shapes alone; None where a backbone cannot be built or run so."""
+    """Channels of the backbone's output, on shapes alone; None where a backbone cannot be built or run so.
+
+    Raises:
+        ValueError: fastreid's builder knows no such MODEL.BACKBONE.DEPTH.
+    """
     height, width = cfg.INPUT.SIZE_TEST
+    name, depth = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.DEPTH
     try:
         with torch.device("meta"), torch.no_grad():
             return int(build_backbone(untrained(cfg)).eval()(torch.empty(1, 3, height, width)).shape[1])
-    except Exception:  # a backbone of the user's may do anything
+    except Exception as error:  # a backbone of the user's may do anything
+        builder = BACKBONE_REGISTRY.get(name)
+        if isinstance(error, KeyError) and error.args == (depth,) and builder.__module__.startswith("fastreid."):
+            raise ValueError(
+                f"MODEL.BACKBONE.DEPTH is {depth!r}, which {name} does not know. It is text such as 50x (ResNet), "
+                "x0_25 (OSNet) or 1.0x (MobileNetV2)"
+            ) from None
         return None
 
 
