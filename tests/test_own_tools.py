@@ -126,9 +126,7 @@ class TestPage:
     def test_written_for_a_cpu(self, world, tmp_path):
         written = yaml.safe_load((world / "by_camera_cpu.yml").read_text())
         assert Path(written["_BASE_"]).name == "own_cpu.yml" and written["CLUSTERING"]["CAMERA_NORMALIZATION"]
-        assert (
-            "OnlineAssociationLoss" in written["MODEL"]["LOSSES"]["NAME"] and written["CLUSTERING"]["EPS_END"] == 0.45
-        )
+        assert "CrossCameraLoss" in written["MODEL"]["LOSSES"]["NAME"] and written["CLUSTERING"]["EPS_END"] == 0.5
         made = world / "logs/by_camera_cpu/config.yaml"
         assert yaml.safe_load(made.read_text())["TEST"]["ENGINE"] == "folded"
         for name in ("crops", "tracks"):  # without cameras; as own_tracks.yml
@@ -138,8 +136,8 @@ class TestPage:
             check_dataset.main(argv)
         crops, tracks = (load_config(tmp_path / f"{name}.yml") for name in ("crops", "tracks"))
         assert not crops.CLUSTERING.CAMERA_NORMALIZATION and not crops.DATASETS.USE_CAMERAS
-        assert (crops.CLUSTERING.EPS, crops.CLUSTERING.EPS_END) == (0.55, 0.45) and crops.MODEL.DEVICE == "cpu"
-        assert "OnlineAssociationLoss" not in crops.MODEL.LOSSES.NAME
+        assert (crops.CLUSTERING.EPS, crops.CLUSTERING.EPS_END) == (0.55, 0.5) and crops.MODEL.DEVICE == "cpu"
+        assert tuple(crops.MODEL.LOSSES.NAME) == ("AgnosticLoss", "HardInstanceLoss")
         own_tracks = load_config(ROOT / "configs/ICE/own_tracks.yml").CLUSTERING
         for key in ("K1", "K2", "MIN_SAMPLES", "TRACKS"):
             assert tracks.CLUSTERING[key] == own_tracks[key]
@@ -153,6 +151,8 @@ class TestPage:
         assert (half.input_size, half.padding) == ((128, 64), 5)
         assert half.reasons["input_size"] == large.recommendation.reasons["input_size"] + " On a CPU half of it."
         assert for_a_cpu(replace(large, recommendation=half)).recommendation is half
+        many = for_a_cpu(replace(large, recommendation=replace(half, k1=30))).recommendation
+        assert many.k1 == 20 and many.reasons["k1"].startswith("20 is the value of")
 
     def test_tracks_are_respected(self, world):
         found = {

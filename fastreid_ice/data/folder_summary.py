@@ -16,9 +16,10 @@ from fastreid_ice.data.folder_scan import FolderScan
 SHOWN = 10  # files or cameras in a list
 K2 = 6
 LOSSES = '("AgnosticLoss", "CrossCameraLoss", "HardInstanceLoss", "SoftInstanceLoss")'
-CPU_LOSSES = '("AgnosticLoss", "CrossCameraLoss", "OnlineAssociationLoss", "HardInstanceLoss", "SoftInstanceLoss")'
+CPU_LOSSES = '("AgnosticLoss", "CrossCameraLoss", "HardInstanceLoss")'
 CPU_SIDE = 128  # longest side of an image on a CPU
-EPS_FALLS = 0.1  # configs/ICE/own_cpu.yml: EPS_END below EPS
+CPU_K1 = 20  # configs/ICE/own_cpu.yml
+EPS_FALLS = 0.05  # configs/ICE/own_cpu.yml: EPS_END below EPS
 TRACKED = {"MIN_SAMPLES": 2, "K1": 10, "K2": 3}  # configs/ICE/own_tracks.yml
 KEYS = {
     "input_size": "INPUT.SIZE_TRAIN and SIZE_TEST",
@@ -102,14 +103,16 @@ def _settings(scan: FolderScan, report: FolderReport) -> list[str]:
 
 
 def for_a_cpu(report: FolderReport) -> FolderReport:
-    """The report with half of the recommended pixels a side, where there are more than CPU_SIDE."""
+    """The report with half of the recommended pixels a side, where there are more than CPU_SIDE, and at most CPU_K1."""
     found = report.recommendation
-    if max(found.input_size) <= CPU_SIDE:
-        return report
-    height, width = (side // 2 for side in found.input_size)
-    reasons = found.reasons | {"input_size": f"{found.reasons['input_size']} On a CPU half of it."}
-    smaller = replace(found, input_size=(height, width), padding=found.padding // 2, reasons=reasons)
-    return replace(report, recommendation=smaller)
+    if max(found.input_size) > CPU_SIDE:
+        height, width = (side // 2 for side in found.input_size)
+        reasons = found.reasons | {"input_size": f"{found.reasons['input_size']} On a CPU half of it."}
+        found = replace(found, input_size=(height, width), padding=found.padding // 2, reasons=reasons)
+    if found.k1 > CPU_K1:
+        why = f"{CPU_K1} is the value of configs/ICE/market_plus.yml; nothing here asks for fewer neighbours."
+        found = replace(found, k1=CPU_K1, reasons=found.reasons | {"k1": why})
+    return replace(report, recommendation=found)
 
 
 def config_text(
