@@ -53,6 +53,7 @@ _FIXED = (
     "MODEL.HEADS.WITH_BNNECK",
     "MODEL.HEADS.POOL_LAYER",
     "SOLVER.OPT",
+    "SOLVER.SCHED",
 )
 # What the optimizer's state holds, so that another value would have no effect, or make other groups of parameters.
 _OPTIMIZER = (
@@ -63,8 +64,7 @@ _OPTIMIZER = (
     "SOLVER.BIAS_LR_FACTOR",
 )
 _OF_SGD = ("SOLVER.MOMENTUM", "SOLVER.NESTEROV")
-# Which schedules there are; their lengths and rates may change, and have no effect (warn_of_other_schedule).
-_SCHEDULE = ("SOLVER.SCHED",)
+# To or from 0 they make another schedule; other lengths of the same have no effect (warn_of_other_schedule).
 _WARMUP = ("SOLVER.WARMUP_EPOCHS", "SOLVER.WARMUP_ITERS")
 
 _CHECKPOINT = re.compile(r"model_(best|final|\d+)")
@@ -156,7 +156,7 @@ def check_same_run(cfg: CfgNode) -> None:
         return
     now = flatten(cfg)
     switched = [key for key in _WARMUP if bool(before.get(key, now[key])) != bool(now[key])]
-    for key in (*_FIXED, *_SCHEDULE, *switched, *_OPTIMIZER, *(_OF_SGD if cfg.SOLVER.OPT == "SGD" else ())):
+    for key in (*_FIXED, *switched, *_OPTIMIZER, *(_OF_SGD if cfg.SOLVER.OPT == "SGD" else ())):
         if key in before and before[key] != now[key]:
             what = (
                 "its optimizer would go on with that"

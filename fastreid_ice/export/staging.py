@@ -22,7 +22,7 @@ def staged(output: str | os.PathLike) -> Iterator[Path]:
     Raises:
         OSError: ``output`` is a file, or cannot be written.
     """
-    output = Path(output).expanduser()
+    output = Path(output)
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"--output {output} is a file; name a folder")
     parent = output.absolute().parent if not output.exists() else output.absolute()

@@ -278,14 +278,14 @@ def _rows(columns: Sequence[str], labelled: Sequence[tuple[Labels, Group]], epoc
     for (_, labels), alike in sorted(merged.items(), key=lambda item: item[0][0]):
         for groups in alike:
             first = next(iter(groups.values()))
+            runs = [run for group in groups.values() for run in group.runs]
+            finished = all(run.finished for run in runs)
+            changed = any(run.manifest.get("changed") for run in runs)
             for epoch in epochs:
                 cells = {test: cell for test, group in groups.items() if (cell := _cell(group, epoch)).runs}
                 if not cells:  # nobody has evaluated the start
                     continue
                 name = _plain_name(columns, labels, first)
-                runs = [run for group in groups.values() for run in group.runs]
-                finished = all(run.finished for run in runs)
-                changed = any(run.manifest.get("changed") for run in runs)
                 built.append(Row(labels, first.setting, epoch, cells, finished, name, first.protocol, changed))
     return tuple(built)
 
